@@ -1,0 +1,79 @@
+"""``paddlesft VERB ...``: find the verb, run it, turn errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from paddlesft import __version__
+from paddlesft.errors import PaddleSFTError, UserError
+
+# verb -> (module with run(argv) -> exit code, one line of help); modules are imported when their verb is called
+VERBS = {
+    "demo": ("paddlesft.cli.demo", "fine-tune the embedded model on this machine and show the difference"),
+    "doctor": ("paddlesft.cli.doctor", "check versions, device, memory and optional parts, and say what to do"),
+    "train": ("paddlesft.cli.train", "fine-tune a model from one config file: LoRA, Prefix-Tuning or full"),
+    "merge-lora": ("paddlesft.cli.merge_lora", "merge a LoRA adapter into its base model and prove the result"),
+    "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
+    "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
+    "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),
+}
+
+
+def usage() -> str:
+    """Return the text of ``paddlesft --help``."""
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return (
+        f"PaddleSFT {__version__}: from a base language model to a fine-tuned one, on PaddlePaddle.\n\n"
+        "usage: paddlesft VERB [options]\n\nverbs:\n" + "\n".join(lines) + "\n\n"
+        "paddlesft VERB --help shows what a verb takes. First time here? Run: paddlesft demo\n"
+    )
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """Run one verb and return its exit code.
+
+    Args:
+        verb: a key of ``VERBS``.
+        argv: the arguments behind the verb.
+
+    Returns:
+        0 for success, 2 for bad input (message on stderr, no traceback), 1 for other failures foreseen by the package,
+        130 when interrupted.
+    """
+    try:
+        return importlib.import_module(VERBS[verb][0]).run(list(argv)) or 0
+    except PaddleSFTError as error:
+        print(f"paddlesft {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"paddlesft {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the ``paddlesft`` command.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"paddlesft {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        near = difflib.get_close_matches(argv[0], VERBS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        error = UserError(f"unknown verb {argv[0]!r}.{hint} Allowed: {', '.join(VERBS)}.")
+        print(f"paddlesft: {error}", file=sys.stderr)
+        return error.exit_code
+    return run_verb(argv[0], argv[1:])

@@ -1,0 +1,52 @@
+"""Directories that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paddlesft.errors import UserError
+
+
+@contextmanager
+def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a scratch directory beside ``path`` that takes its name once the block has succeeded.
+
+    Args:
+        path: the directory to create. Parents are created.
+        overwrite: replace ``path`` when it already has content. The old content stays until the new one is complete.
+
+    Yields:
+        The scratch directory; it lies on the same file system, so the final rename is atomic.
+
+    Raises:
+        UserError: ``path`` exists, is not an empty directory, and ``overwrite`` is false.
+    """
+    target = Path(path)
+    taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
+    replaceable = overwrite and target.is_dir() and not target.is_symlink()
+    if taken and not replaceable:
+        kind = "a directory that is not empty" if target.is_dir() else "a file"
+        raise UserError(
+            f"Cannot write to {target}: it is {kind}. Nothing was changed. "
+            "Choose a directory that does not exist yet, or remove this one first."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    os.chmod(scratch, 0o755)
+    try:
+        yield scratch
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.rename(target, old / target.name)
+            os.rename(scratch, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

@@ -1,0 +1,22 @@
+"""What has to be in place before paddle is imported. ``import paddlesft`` calls ``prepare``; it costs microseconds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from paddlesft.quirks import aistudio_hub, mkl_on_amd, thread_default
+
+
+def prepare() -> None:
+    """Set the process up for paddle. Values that the user has set are left alone."""
+    mkl_on_amd.apply()
+    thread_default.apply()
+    aistudio_hub.apply()
+    # Spinning worker threads starve the other ranks when several processes share the cores.
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # paddle's extension builder and jieba warn about tools that are not used here.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    warnings.filterwarnings("ignore", message="Setuptools is replacing distutils")

@@ -1,0 +1,88 @@
+"""Fixtures shared by all rooms: the real model, a tiny random model, the command line, the torch oracle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+ORACLE_PYTHON = REPO / ".venv-oracle" / "bin" / "python"
+
+# One home for everything the tests download, import or cache; `make clean` removes it.
+os.environ.setdefault("PADDLESFT_HOME", str(REPO / ".cache" / "paddlesft"))
+
+import paddlesft  # noqa: E402, F401  (prepares the environment before any test imports paddle)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded real model (SmolLM2-135M-Instruct) as a model directory; read-only, shared by all tests."""
+    from paddlesft.models import resolve_model
+
+    return resolve_model("embedded:smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama (hidden 64, 2 layers, 4 heads, 2 KV heads: grouped-query) with SmolLM2's tokenizer."""
+    from tests.tiny_models import write_tiny_llama
+
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", tokenizer_from=smollm2)
+
+
+@pytest.fixture(scope="session")
+def gsm8k_dir() -> Path:
+    """The gsm8k data set beside the repository, where it is present."""
+    path = REPO.parent / "shared" / "data" / "gsm8k"
+    if not path.is_dir():
+        pytest.skip("gsm8k is not beside the repository; the project does not need it and does not ship it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m paddlesft ARGS`` as a user would and return the finished process."""
+
+    def run(
+        *args: object, cwd: Path | None = None, timeout: float = 900, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "paddlesft", *map(str, args)],
+            cwd=cwd or REPO,
+            env={**os.environ, "PYTHONPATH": str(REPO), "COLUMNS": "120", **environ},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., dict]:
+    """Run ``tests/oracle/SCRIPT`` with torch + transformers + PEFT in their own environment; returns its JSON answer.
+
+    The torch stack wants another tokenizers version than paddlenlp, so it lives in .venv-oracle (`make .venv-oracle`).
+    A missing oracle is a failure, not a skip: the comparison is part of what the tests promise.
+    """
+
+    def run(script: str, *args: object, timeout: float = 900) -> dict:
+        assert ORACLE_PYTHON.exists(), f"{ORACLE_PYTHON} is missing: run `make .venv-oracle`"
+        done = subprocess.run(
+            [str(ORACLE_PYTHON), str(REPO / "tests" / "oracle" / script), *map(str, args)],
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    return run

@@ -1,0 +1,213 @@
+"""Model directories -> tokenizer, config and model, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from paddlenlp.transformers.model_utils import no_init_weights
+
+from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.families import family_of
+from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.weights import TORCH_LAYOUT, read_weights
+
+logger = logging.getLogger("paddlesft")
+
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken",
+    "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Read config.json as it is.
+
+    Raises:
+        ModelDirectoryError: the directory or the file is missing, or the file is not JSON.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ModelDirectoryError(f"{directory} is not a directory. Give the path of a model directory.")
+    if not path.is_file():
+        kind = "an adapter directory" if (directory / "lora_config.json").is_file() else "no model directory"
+        found = ", ".join(sorted(p.name for p in directory.iterdir())[:6]) or "nothing"
+        raise ModelDirectoryError(f"{directory} is {kind}: it has no config.json. Found: {found}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelDirectoryError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelDirectoryError(f"{path} holds no JSON object.")
+    return content
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """Load the tokenizer of a model directory.
+
+    Returns:
+        A PaddleNLP tokenizer; it pads on the left, has a pad token, and returns input_ids and attention_mask.
+
+    Raises:
+        ModelDirectoryError: there are no tokenizer files, or they cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelDirectoryError(f"{directory} is not a directory. Give the path of a model directory.")
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelDirectoryError(
+            f"{directory} holds no tokenizer (tokenizer.json, tokenizer.model, ...). "
+            "Copy the tokenizer files of the base model into it, or name them with tokenizer_name_or_path."
+        )
+    try:
+        with quiet_paddlenlp():
+            tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # paddlenlp raises anything from KeyError to OSError here
+        raise ModelDirectoryError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+    tokenizer.padding_side = "left"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_config(directory: str | Path) -> Any:
+    """Load the PaddleNLP config of a model directory.
+
+    Raises:
+        ModelDirectoryError: it is missing or names a model of no known family.
+    """
+    directory = Path(directory)
+    family_of(read_config(directory), where=str(directory / "config.json"))
+    with quiet_paddlenlp():
+        return AutoConfig.from_pretrained(str(directory))
+
+
+def usable_dtype(wanted: str) -> str:
+    """Return the type that weights can have on the current device: CPU kernels exist for float32 only."""
+    return "float32" if paddle.get_device().startswith("cpu") else wanted
+
+
+def load_model(directory: str | Path, dtype: str | None = None, for_training: bool = False) -> Any:
+    """Load the causal language model of a model directory.
+
+    Args:
+        directory: Paddle layout (safetensors or .pdparams), or a Hugging Face directory (converted into the user's
+            cache first; the directory itself is left as it is).
+        dtype: float32, bfloat16 or float16; the directory's own when None. On CPU the model is float32 whatever is
+            asked, with a notice.
+        for_training: leave the model in training mode instead of evaluation mode.
+
+    Returns:
+        A PaddleNLP model; its ``config.dtype`` is the type that it has in memory.
+
+    Raises:
+        ModelDirectoryError: weights are missing or damaged, do not fit the config, or the dtype is unknown.
+    """
+    directory = paddle_directory(directory)
+    config = load_config(directory)
+    wanted = dtype or config.dtype or "float32"
+    if wanted not in DTYPES:
+        raise ModelDirectoryError(f"dtype {wanted!r} is not one of {', '.join(DTYPES)}.")
+    used = usable_dtype(wanted)
+    if used != wanted:
+        logger.warning("%s: %s has no CPU kernels; the model is loaded as %s.", directory, wanted, used)
+    with quiet_paddlenlp(logging.ERROR), no_init_weights(_enable=True):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            config=config,
+            dtype=used,
+            convert_from_torch=False,  # the environment variable from_modelscope would switch it on
+        )
+    _check_complete(model, directory)
+    model.train() if for_training else model.eval()
+    return model
+
+
+def _check_complete(model: Any, directory: Path) -> None:
+    """Refuse weights that do not fill the model: paddlenlp only warns, and trains on random numbers."""
+    stored, _ = read_weights(directory)
+    if not stored:
+        return  # .pdparams: paddlenlp has compared the names
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if getattr(model.config, "tie_word_embeddings", False):
+        wanted.pop("lm_head.weight", None)  # the embedding under a second name
+    missing = sorted(set(wanted) - set(stored))
+    if missing:
+        raise ModelDirectoryError(
+            f"{directory} lacks {len(missing)} of {len(wanted)} weights that its config.json asks for: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Is it a complete model?"
+        )
+
+
+def paddle_directory(directory: str | Path) -> Path:
+    """Return a directory with weights in Paddle's layout: the given one, or its conversion in the user's cache.
+
+    Raises:
+        ModelDirectoryError: there are no weights.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    tensors, layout = read_weights(directory)
+    if not tensors:
+        if any(directory.glob("model_state*.pdparams")):
+            return directory
+        raise ModelDirectoryError(
+            f"{directory} holds no weights: expected model.safetensors, model.safetensors.index.json or "
+            "model_state.pdparams."
+        )
+    if layout != TORCH_LAYOUT:
+        return directory
+    family_of(config, where=str(directory / "config.json"))
+    from paddlesft.models.hugging_face import converted
+
+    return converted(directory)
+
+
+def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: Any) -> None:
+    """Write a complete model directory: config, generation config, weights, tokenizer with template, provenance.
+
+    Args:
+        model: a PaddleNLP causal language model.
+        tokenizer: a PaddleNLP tokenizer, or the directory whose tokenizer files are copied as they are.
+        directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
+        facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
+    """
+    with quiet_paddlenlp():
+        model.save_pretrained(str(directory), safe_serialization=True)
+        if not isinstance(tokenizer, (str, Path)):
+            tokenizer.save_pretrained(str(directory))
+    if isinstance(tokenizer, (str, Path)):
+        copy_tokenizer(tokenizer, directory)
+    write_provenance(
+        directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
+    )
+
+
+def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
+    """Copy the tokenizer and template files of one model directory into another."""
+    for name in TOKENIZER_FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(directory) / name)
+
+
+@contextlib.contextmanager
+def quiet_paddlenlp(level: int = logging.WARNING) -> Any:
+    """Keep paddlenlp's own messages below ``level`` out of the user's terminal."""
+    from paddlenlp.utils.log import logger as upstream
+
+    before = upstream.logger.level
+    upstream.logger.setLevel(level)
+    try:
+        yield
+    finally:
+        upstream.logger.setLevel(before)

@@ -1,0 +1,239 @@
+"""How the next token is chosen, and the options that say so. Eager, exported and served generation share this file.
+
+Shape legend: b batch, v vocabulary.
+
+Everything here works row by row on numpy arrays: a row's choice depends on its own logits, its own history and its own
+random numbers, never on the batch it happens to be in. The same seed gives the same text for any batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from paddlesft.errors import PaddleSFTError, UserError
+
+STRATEGIES = ("greedy_search", "sampling")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """What generation may do and when it ends.
+
+    Attributes:
+        max_new_tokens: most tokens of a reply, the stop token included.
+        min_new_tokens: stop tokens and stop strings are ignored until the reply has this many tokens.
+        decode_strategy: "greedy_search" takes the most likely token, "sampling" draws one.
+        temperature: divides the logits before drawing; 0 is the same as "greedy_search".
+        top_k: draw from the k most likely tokens; 0 draws from all.
+        top_p: draw from the smallest set of most likely tokens whose probability reaches p (nucleus sampling,
+            https://arxiv.org/abs/1904.09751), after ``top_k``; 1.0 draws from all.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that prompt or reply contain
+            already (CTRL, https://arxiv.org/abs/1909.05858); 1.0 is off.
+        seed: seed of the drawing; None draws differently on each run.
+        stop: strings that end the reply; they are not part of the returned text.
+        stop_token_ids: token ids that end the reply, in addition to those of the model.
+
+    Raises:
+        UserError: values out of range; all of them are named at once.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    decode_strategy: str = "greedy_search"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        problems = list(self._problems())
+        if problems:
+            raise UserError("Generation options are wrong:\n" + "\n".join(f"  - {text}" for text in problems))
+
+    def _problems(self) -> Iterable[str]:
+        def whole(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool)
+
+        def number(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+        if not whole(self.max_new_tokens) or self.max_new_tokens < 1:
+            yield f"max_new_tokens is {self.max_new_tokens!r}; allowed: a whole number from 1."
+        if not whole(self.min_new_tokens) or self.min_new_tokens < 0:
+            yield f"min_new_tokens is {self.min_new_tokens!r}; allowed: a whole number from 0."
+        elif whole(self.max_new_tokens) and self.min_new_tokens > self.max_new_tokens:
+            yield f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}."
+        if self.decode_strategy not in STRATEGIES:
+            yield f"decode_strategy is {self.decode_strategy!r}; allowed: {', '.join(STRATEGIES)}."
+        if not number(self.temperature) or not 0 <= self.temperature < float("inf"):
+            yield f"temperature is {self.temperature!r}; allowed: a number from 0 (0 takes the most likely token)."
+        if not whole(self.top_k) or self.top_k < 0:
+            yield f"top_k is {self.top_k!r}; allowed: a whole number from 0 (0 draws from all tokens)."
+        if not number(self.top_p) or not 0 <= self.top_p <= 1:
+            yield f"top_p is {self.top_p!r}; allowed: a number from 0 to 1 (1 draws from all tokens)."
+        if not number(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):
+            yield f"repetition_penalty is {self.repetition_penalty!r}; allowed: a number above 0 (1 is off)."
+        if self.seed is not None and (not whole(self.seed) or self.seed < 0):
+            yield f"seed is {self.seed!r}; allowed: null or a whole number from 0."
+        if not all(isinstance(text, str) and text for text in self.stop):
+            yield f"stop is {list(self.stop)!r}; allowed: a list of texts that are not empty."
+        if not all(whole(token) and token >= 0 for token in self.stop_token_ids):
+            yield f"stop_token_ids is {list(self.stop_token_ids)!r}; allowed: a list of whole numbers from 0."
+
+    @property
+    def do_sample(self) -> bool:
+        """Whether tokens are drawn at random. False where the options leave a single candidate."""
+        return self.decode_strategy == "sampling" and self.temperature > 0 and self.top_k != 1 and self.top_p > 0
+
+    def replace(self, **changes: object) -> SamplingOptions:
+        """Return a copy with some values changed; it is validated again."""
+        return dataclasses.replace(self, **changes)
+
+
+class RowSampler:
+    """Chooses the tokens of one reply.
+
+    Args:
+        options: how to choose.
+        prompt: the token ids of the prompt (the repetition penalty counts them).
+        stop_token_ids: ids that must not be chosen before ``options.min_new_tokens``.
+        row: the number of this reply in its task, e.g. the row of the data file. Together with the seed it fixes the
+            random numbers, so rows of one batch differ and one row is the same in any batch.
+    """
+
+    def __init__(
+        self, options: SamplingOptions, prompt: Sequence[int] = (), stop_token_ids: Iterable[int] = (), row: int = 0
+    ) -> None:
+        self.options = options
+        self.num_chosen = 0
+        self._stop = np.array(sorted(stop_token_ids), dtype=np.int64)
+        self._seen = set(map(int, prompt)) if options.repetition_penalty != 1.0 else None
+        self._random = None
+        if options.do_sample:
+            self._random = np.random.default_rng(None if options.seed is None else [options.seed, row])
+
+    @property
+    def is_plain_argmax(self) -> bool:
+        """Whether the next choice is the argmax of the unchanged logits."""
+        holds_back_stop = self.num_chosen < self.options.min_new_tokens and self._stop.size
+        return self._random is None and self._seen is None and not holds_back_stop
+
+    def choose(self, logits: np.ndarray) -> int:
+        """Choose the next token.
+
+        Args:
+            logits: float array [v]; not modified.
+
+        Returns:
+            The token id. Among equal logits the greedy choice is the lowest id.
+
+        Raises:
+            PaddleSFTError: the logits contain NaN or are all minus infinity.
+        """
+        scores = logits.astype(np.float64)
+        if self._seen is not None:
+            seen = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
+            penalty = self.options.repetition_penalty
+            scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+        if self.num_chosen < self.options.min_new_tokens and self._stop.size:
+            scores[self._stop] = -np.inf
+        top = scores.max()
+        if not np.isfinite(top):
+            raise PaddleSFTError(
+                f"The model's largest logit is {top}, so no token can be chosen. The weights or the dtype are broken: "
+                "check the loss of the training run, or load the model with dtype=float32."
+            )
+        token = int(scores.argmax()) if self._random is None else self._draw(scores)
+        self.record(token)
+        return token
+
+    def record(self, token: int) -> None:
+        """Count a token that was chosen elsewhere (the batched argmax)."""
+        self.num_chosen += 1
+        if self._seen is not None:
+            self._seen.add(token)
+
+    def _draw(self, scores: np.ndarray) -> int:
+        scores = scores / self.options.temperature
+        candidates = np.arange(scores.size)
+        if 0 < self.options.top_k < scores.size:
+            candidates = np.sort(_most_likely(scores, self.options.top_k))
+        weights = np.exp(scores[candidates] - scores.max())
+        weights /= weights.sum()
+        if self.options.top_p < 1.0:
+            kept = _nucleus(weights, self.options.top_p)
+            candidates, weights = candidates[kept], weights[kept]
+        # Inverse transform over ascending ids: rounding differences between batch sizes move the borders by about
+        # 1e-7, so one uniform number picks the same token in any batch.
+        cumulative = np.cumsum(weights)
+        position = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(candidates[min(position, candidates.size - 1)])
+
+
+def _most_likely(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the ``count`` largest scores; ties go to the lower index."""
+    border = np.partition(scores, scores.size - count)[scores.size - count]
+    above = np.flatnonzero(scores > border)
+    return np.concatenate([above, np.flatnonzero(scores == border)[: count - above.size]])
+
+
+def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """Return the ascending indices of the smallest most likely set whose probability reaches ``top_p``."""
+    pool = np.arange(probabilities.size)
+    if pool.size > 1024:  # sorting the whole vocabulary is rarely needed
+        likely = np.sort(_most_likely(probabilities, 512))
+        if probabilities[likely].sum() > top_p:
+            pool = likely
+    order = pool[np.argsort(-probabilities[pool], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(probabilities[order]), top_p, side="left")) + 1
+    return np.sort(order[:count])
+
+
+class Sampler:
+    """Chooses the next tokens of a batch.
+
+    Args:
+        rows: one sampler for each row of the logits, in their order.
+    """
+
+    def __init__(self, rows: Sequence[RowSampler]) -> None:
+        self.rows = list(rows)
+
+    def __call__(self, logits: object) -> np.ndarray:
+        """Choose one token for each row.
+
+        Args:
+            logits: tensor or array [b, v].
+
+        Returns:
+            int64 array [b].
+        """
+        if all(row.is_plain_argmax for row in self.rows):
+            array = _as_array(logits)
+            if np.isfinite(array.max(axis=-1)).all():
+                tokens = array.argmax(axis=-1).astype(np.int64)
+                for row, token in zip(self.rows, tokens):
+                    row.record(int(token))
+                return tokens
+            logits = array
+        array = _as_array(logits)
+        return np.array([row.choose(array[i]) for i, row in enumerate(self.rows)], dtype=np.int64)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep only the rows at ``indices``, in that order."""
+        self.rows = [self.rows[i] for i in indices]
+
+
+def _as_array(logits: object) -> np.ndarray:
+    if isinstance(logits, np.ndarray):
+        return logits
+    return logits.astype("float32").numpy()

@@ -1,7 +1,6 @@
 """Running a model step by step with its key/value cache: prompts in, the logits of the next token out.
 
-Shape legend: b batch, s longest prompt, t tokens in the cache (prefix and padding included), h key/value heads, d head
-size, v vocabulary.
+Shape legend: b batch, s longest prompt, t tokens in the cache (prefix and padding included), v vocabulary.
 
 Prompts of different length are padded on the left, so that the last position of every row is its newest token. Padding
 is masked and positions are counted without it; the rows are then exactly what they are alone, up to rounding.
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import paddle
 
-SEQUENCE_AXIS = 1  # of keys and values [b, t, h, d]
+from paddlesft.models.families import family_of
 
 
 class EagerRunner:
@@ -32,6 +31,7 @@ class EagerRunner:
         # A prefix model puts its prefix in front on every call: it runs the prompts, its inner model the steps.
         self._step_model = model.model if hasattr(model, "prefix_encoder") else model
         self._pad_token_id = pad_token_id
+        self._sequence_axis = family_of(model.config).cache_sequence_axis
         self._prefix_length = 0
         self._cache: list[tuple[paddle.Tensor, paddle.Tensor]] = []
         self._mask: paddle.Tensor | None = None  # int64 [b, t], 0 = padding
@@ -65,7 +65,7 @@ class EagerRunner:
                 use_cache=True,
             )
         self._cache = list(outputs[1])
-        self._prefix_length = self._cache[0][0].shape[SEQUENCE_AXIS] - longest
+        self._prefix_length = self._cache[0][0].shape[self._sequence_axis] - longest
         if self._prefix_length:
             mask = paddle.concat([paddle.ones([len(prompts), self._prefix_length], dtype=mask.dtype), mask], axis=1)
         self._mask = mask
@@ -107,18 +107,19 @@ class EagerRunner:
         self._padding = [padding - unused for padding in self._padding]
         rows = paddle.to_tensor(np.asarray(indices, dtype=np.int64))
         self._positions = paddle.index_select(self._positions, rows, axis=0)
-        self._mask = self._select(self._mask, rows, unused)
+        self._mask = self._select(self._mask, rows, unused, axis=1)
         # One layer at a time: the whole cache is never there twice.
-        for layer, (keys, values) in enumerate(self._cache):
-            self._cache[layer] = (self._select(keys, rows, unused), self._select(values, rows, unused))
+        for layer, pair in enumerate(self._cache):
+            self._cache[layer] = tuple(self._select(part, rows, unused, self._sequence_axis) for part in pair)
 
-    def _select(self, tensor: paddle.Tensor, rows: paddle.Tensor, unused: int) -> paddle.Tensor:
+    def _select(self, tensor: paddle.Tensor, rows: paddle.Tensor, unused: int, axis: int) -> paddle.Tensor:
+        """Take ``rows`` and leave out the ``unused`` tokens behind the prefix on ``axis``."""
         selected = paddle.index_select(tensor, rows, axis=0)
         if not unused:
             return selected
         start = self._prefix_length
-        tail = selected[:, start + unused :]
-        return paddle.concat([selected[:, :start], tail], axis=SEQUENCE_AXIS) if start else tail.contiguous()
+        parts = paddle.split(selected, [start, unused, -1] if start else [unused, -1], axis=axis)
+        return paddle.concat([parts[0], parts[2]], axis=axis) if start else parts[1]
 
 
 @contextmanager
@@ -145,12 +146,3 @@ def last_position_only(model: paddle.nn.Layer, shape: Sequence[int]) -> Iterator
         yield
     finally:
         hook.remove()
-
-
-def context_length(config: object) -> int | None:
-    """Return how many tokens a model's positions reach, or None where the config does not say."""
-    for name in ("max_position_embeddings", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

@@ -10,9 +10,10 @@ from typing import Any
 import paddle
 
 from paddlesft.errors import UserError
-from paddlesft.inference.eager import EagerRunner, context_length
+from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.sampling import RowSampler, Sampler, SamplingOptions
 from paddlesft.inference.streaming import TextStream
+from paddlesft.models.families import family_of
 
 OnToken = Callable[[int, int, str], None]
 
@@ -143,7 +144,7 @@ class _Reply:
 
 def _token_limits(config: object, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[int]:
     """Return how many tokens each reply may have; raise where a prompt cannot be answered at all."""
-    context = context_length(config)
+    context = family_of(config).context_length(config)
     problems = []
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:

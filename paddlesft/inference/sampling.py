@@ -168,15 +168,16 @@ class RowSampler:
         if 0 < self.options.top_k < scores.size:
             candidates = np.sort(_most_likely(scores, self.options.top_k))
         weights = np.exp(scores[candidates] - scores.max())
-        weights /= weights.sum()
         if self.options.top_p < 1.0:
-            kept = _nucleus(weights, self.options.top_p)
+            kept = _nucleus(weights / weights.sum(), self.options.top_p)
             candidates, weights = candidates[kept], weights[kept]
-        # Inverse transform over ascending ids: rounding differences between batch sizes move the borders by about
-        # 1e-7, so one uniform number picks the same token in any batch.
-        cumulative = np.cumsum(weights)
-        position = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(candidates[min(position, candidates.size - 1)])
+        # An exponential race (the Gumbel-max trick): every id of the vocabulary has its own random number, and the id
+        # with the smallest arrival time wins with its probability. Rounding differences between batch sizes then
+        # change a token only when the two fastest are as close as the rounding, or an id at the border wins; drawing
+        # by cumulated probability would move with every id below.
+        arrival = self._random.standard_exponential(scores.size)[candidates]
+        with np.errstate(divide="ignore"):
+            return int(candidates[np.argmin(arrival / weights)])
 
 
 def _most_likely(scores: np.ndarray, count: int) -> np.ndarray:

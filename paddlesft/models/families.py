@@ -25,6 +25,8 @@ class Family:
         num_layers_key: the config's attribute for the number of decoder layers.
         num_heads_key: the config's attribute for the number of query heads.
         num_kv_heads_key: the config's attribute for the number of key/value heads; None when all heads have their own.
+        context_key: the config's attribute for the number of positions the model knows.
+        cache_sequence_axis: axis of the tokens in cached keys and values; axis 0 is the batch.
         packing: packed rows (block-diagonal mask, restarting positions) are exact.
         hf_import: Hugging Face directories can be converted (see hugging_face.py).
         status: "tested" (the suite trains, merges and generates with it) or "unproven".
@@ -40,6 +42,8 @@ class Family:
     num_layers_key: str = "num_hidden_layers"
     num_heads_key: str = "num_attention_heads"
     num_kv_heads_key: str | None = "num_key_value_heads"
+    context_key: str = "max_position_embeddings"
+    cache_sequence_axis: int = 1
     packing: bool = False
     hf_import: bool = False
     status: str = "unproven"
@@ -56,6 +60,10 @@ class Family:
         """Return the number of key/value heads a prefix has to fill in each layer (right for grouped-query)."""
         shared = getattr(config, self.num_kv_heads_key, None) if self.num_kv_heads_key else None
         return shared or self.num_heads(config)
+
+    def context_length(self, config: Any) -> int | None:
+        """Return how many tokens a prompt and its reply may have together; None where the config does not say."""
+        return getattr(config, self.context_key, None) or None
 
     def head_dim(self, config: Any) -> int:
         """Return the size of one attention head."""

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "paddlesft"
 LEVELS = {
-    "errors": 0, "directories": 0, "quirks": 0, "runtime": 0,
+    "errors": 0, "directories": 0, "quirks": 0, "runtime": 0, "known_versions": 0, "environment": 0,
     "config": 1,
     "data": 2, "models": 2,
     "tuning": 3, "parallel": 3,
@@ -24,10 +24,13 @@ SAME_LEVEL = {
     ("runtime", "quirks"),
     ("quirks", "errors"),
     ("directories", "errors"),
+    ("environment", "known_versions"),
+    ("environment", "quirks"),
+    ("environment", "errors"),
     ("data", "models"),
 }
 HEAVY = {"paddle", "paddlenlp", "datasets", "rich", "matplotlib", "numpy", "gguf", "transformers", "torch"}
-LIGHT = {"cli", "config", "errors", "directories", "quirks", "runtime", "__init__"}
+LIGHT = {"cli", "config", "errors", "directories", "quirks", "runtime", "known_versions", "environment", "__init__"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

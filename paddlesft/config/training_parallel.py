@@ -1,0 +1,95 @@
+"""Keys about several processes: how model, data and optimiser state are divided among them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from paddlesft.config.fields import field
+
+_TP = "tensor parallelism"
+_PP = "pipeline parallelism"
+_SEQUENCE = "sequence, sep and context parallelism"
+_EXPERT = "expert parallelism"
+_AUTO = "auto-parallel training"
+_BELONGS = "it belongs to {}, which this version does not have"
+
+
+@dataclass
+class ParallelConfig:
+    """Several processes"""
+
+    tensor_parallel_degree: int = field(
+        -1, "Processes that share each layer.", minimum=-1, aliases=("tensor_model_parallel_size",), unbuilt=_TP
+    )
+    pipeline_parallel_degree: int = field(
+        -1,
+        "Processes that share the stack of layers.",
+        minimum=-1,
+        aliases=("pipeline_model_parallel_size",),
+        unbuilt=_PP,
+    )
+    sharding_parallel_degree: int = field(
+        -1,
+        "Processes that share the optimiser state (sharding).",
+        minimum=-1,
+        aliases=("sharding_degree",),
+        unbuilt="sharding",
+    )
+    sharding: str = field(
+        "",
+        "What is shared: stage1 (optimiser), stage2 (and gradients), stage3 (and weights), + offload.",
+        unbuilt="sharding",
+    )
+    sep_parallel_degree: int = field(-1, "Processes that share a sequence (sep).", minimum=-1, unbuilt=_SEQUENCE)
+    context_parallel_degree: int = field(
+        -1, "Processes that share a sequence (ring).", minimum=-1, aliases=("context_parallel_size",), unbuilt=_SEQUENCE
+    )
+    sequence_parallel: bool = field(
+        False, "Divide activations by sequence under tensor parallelism.", unbuilt=_SEQUENCE
+    )
+    expert_parallel_degree: int = field(
+        -1, "Processes that share the experts.", minimum=-1, aliases=("expert_model_parallel_size",), unbuilt=_EXPERT
+    )
+    expert_tensor_parallel_degree: int = field(-1, "Processes that share each expert.", minimum=-1, unbuilt=_EXPERT)
+    use_expert_parallel: bool = field(False, "Divide the experts of a mixture model.", unbuilt=_EXPERT)
+    virtual_pp_degree: int = field(
+        1, "Virtual stages on a process.", minimum=1, aliases=("virtual_pipeline_model_parallel_size",), unbuilt=_PP
+    )
+    enable_auto_parallel: bool = field(False, "Let paddle divide the model.", unbuilt=_AUTO)
+
+    tensor_parallel_output: bool = field(False, "Leave the logits divided.", no_effect=_BELONGS.format(_TP))
+    tensor_parallel_config: str = field("", "Switches of tensor parallelism.", no_effect=_BELONGS.format(_TP))
+    pipeline_parallel_config: str = field("", "Switches of pipeline parallelism.", no_effect=_BELONGS.format(_PP))
+    pp_recompute_interval: int = field(1, "Layers between recomputes in a stage.", no_effect=_BELONGS.format(_PP))
+    force_reshard_pp: bool = field(False, "Divide the stages anew when loading.", no_effect=_BELONGS.format(_PP))
+    sharding_parallel_config: str = field("", "Switches of sharding.", no_effect=_BELONGS.format("sharding"))
+    sharding_parallel_mesh_dimension: str = field("dp", "Mesh axis of sharding.", no_effect=_BELONGS.format(_AUTO))
+    sharding_comm_buffer_size_MB: int = field(
+        -1, "Size of the fused gradient in sharding.", no_effect=_BELONGS.format("sharding")
+    )
+    save_sharded_model: bool = field(False, "Each process saves its part.", no_effect=_BELONGS.format("sharding"))
+    load_sharded_model: bool = field(False, "Each process loads its part.", no_effect=_BELONGS.format("sharding"))
+    save_sharding_stage1_model_include_freeze_params: bool = field(
+        False, "Save frozen weights in those parts.", no_effect=_BELONGS.format("sharding")
+    )
+    data_parallel_config: str = field("", "Switches of data parallelism.", no_effect=_BELONGS.format(_AUTO))
+    sequence_parallel_config: str = field("", "Switches of sequence parallelism.", no_effect=_BELONGS.format(_SEQUENCE))
+    fuse_sequence_parallel_allreduce: bool = field(
+        False, "Join the sums of sequence parallelism.", no_effect=_BELONGS.format(_SEQUENCE)
+    )
+    split_inputs_sequence_dim: bool = field(True, "Cut the inputs for sep.", no_effect=_BELONGS.format(_SEQUENCE))
+    hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] | None = field(
+        None, "Order of the process groups.", no_effect=_BELONGS.format("hybrid parallelism")
+    )
+    expert_max_capacity: int = field(2**32, "Most tokens of an expert.", no_effect=_BELONGS.format(_EXPERT))
+    expert_min_capacity: int = field(1, "Fewest tokens of an expert.", no_effect=_BELONGS.format(_EXPERT))
+    auto_parallel_resume_form_hybrid_parallel: bool = field(
+        False, "Resume an auto-parallel run from a hybrid one.", no_effect=_BELONGS.format(_AUTO)
+    )
+
+    local_rank: int = field(-1, "Set by the launcher; leave it alone.", minimum=-1)
+    ddp_find_unused_parameters: bool | None = field(None, "Search for weights without gradient in data parallelism.")
+    distributed_dataloader: bool = field(
+        False, "Only the first process of a group reads data.", no_effect=_BELONGS.format(_TP)
+    )
+    log_on_each_node: bool = field(True, "Log once per machine instead of once.")
+    save_on_each_node: bool = field(False, "Save on every machine instead of the first.")

@@ -8,6 +8,7 @@ import importlib
 
 EXPORTS = {
     "Family": "families",
+    "convert_hugging_face": "hugging_face",
     "base_facts": "provenance",
     "embedded_gguf": "embedded",
     "family_of": "families",
@@ -19,6 +20,7 @@ EXPORTS = {
     "read_provenance": "provenance",
     "resolve_model": "resolve",
     "save_model_directory": "load",
+    "write_hugging_face": "hf_export",
     "write_provenance": "provenance",
 }
 __all__ = sorted(EXPORTS)

@@ -5,50 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import paddle
-from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedTokenizerFast
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.families import family_of
 from paddlesft.models.provenance import fingerprint, write_provenance
-from paddlesft.models.weights import TORCH_LAYOUT, read_weights
+from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 
 logger = logging.getLogger("paddlesft")
 
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken",
-    "chat_template.json", "chat_template.jinja",
-)  # fmt: skip
-
-
-def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read config.json as it is.
-
-    Raises:
-        ModelDirectoryError: the directory or the file is missing, or the file is not JSON.
-    """
-    directory = Path(directory)
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise ModelDirectoryError(f"{directory} is not a directory. Give the path of a model directory.")
-    if not path.is_file():
-        kind = "an adapter directory" if (directory / "lora_config.json").is_file() else "no model directory"
-        found = ", ".join(sorted(p.name for p in directory.iterdir())[:6]) or "nothing"
-        raise ModelDirectoryError(f"{directory} is {kind}: it has no config.json. Found: {found}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelDirectoryError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelDirectoryError(f"{path} holds no JSON object.")
-    return content
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -70,14 +42,30 @@ def load_tokenizer(directory: str | Path) -> Any:
         )
     try:
         with quiet_paddlenlp():
-            tokenizer = AutoTokenizer.from_pretrained(str(directory))
+            tokenizer = _tokenizer_class(directory).from_pretrained(str(directory))
     except Exception as error:  # paddlenlp raises anything from KeyError to OSError here
         raise ModelDirectoryError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
     tokenizer.padding_side = "left"
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    template = directory / "chat_template.jinja"
+    if template.is_file() and tokenizer.chat_template is None:
+        tokenizer.init_chat_template(template.read_text(encoding="utf-8"))  # where newer transformers keep it
     return tokenizer
+
+
+def _tokenizer_class(directory: Path) -> Any:
+    """Choose the class: tokenizer.json is exact as it is, where the slow classes differ on special tokens and code."""
+    path = directory / "tokenizer_config.json"
+    name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.is_file() else ""
+    if (directory / "tokenizer.json").is_file():
+        import paddlenlp.transformers as zoo
+
+        # Hugging Face's class names (GPT2Tokenizer, PreTrainedTokenizerFast) are unknown to paddlenlp
+        known = name.endswith("Fast") and hasattr(zoo, name)
+        return getattr(zoo, name) if known else PretrainedTokenizerFast
+    return AutoTokenizer
 
 
 def load_config(directory: str | Path) -> Any:
@@ -165,9 +153,12 @@ def paddle_directory(directory: str | Path) -> Path:
             f"{directory} holds no weights: expected model.safetensors, model.safetensors.index.json or "
             "model_state.pdparams."
         )
+    family = family_of(config, where=str(directory / "config.json"))
+    if layout is None:  # no metadata: the names tell
+        torch_names = any(name.startswith(f"{family.hf_base_prefix}.") for name in tensors)
+        layout = TORCH_LAYOUT if torch_names else PADDLE_LAYOUT
     if layout != TORCH_LAYOUT:
         return directory
-    family_of(config, where=str(directory / "config.json"))
     from paddlesft.models.hugging_face import converted
 
     return converted(directory)
@@ -191,13 +182,6 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
     write_provenance(
         directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
     )
-
-
-def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Copy the tokenizer and template files of one model directory into another."""
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(directory) / name)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,72 @@
+"""The weights of a model directory by name, whichever of Paddle's file kinds they are in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.weights import CODE, NewTensor, read_weights
+
+PDPARAMS = "model_state.pdparams"
+
+
+def stored_weights(directory: str | Path) -> dict[str, NewTensor]:
+    """List the weights of a directory; each array is read when it is asked for.
+
+    Args:
+        directory: holds safetensors, ``model_state.pdparams`` or its sharded form with an index.
+
+    Returns:
+        Tensors by name. Safetensors are read one by one; ``.pdparams`` files are pickles and are read whole.
+
+    Raises:
+        ModelDirectoryError: there are no weights, or they are shards of a tensor-parallel run.
+    """
+    directory = Path(directory)
+    tensors, _ = read_weights(directory)
+    if tensors:
+        return {name: NewTensor(t.dtype, t.shape, t.load) for name, t in tensors.items()}
+    index = directory / f"{PDPARAMS}.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif (directory / PDPARAMS).is_file():
+        files = [PDPARAMS]
+    else:
+        parts = sorted(path.name for path in directory.glob("model_state.*.pdparams"))
+        if parts:
+            raise ModelDirectoryError(
+                f"{directory} holds the shards of a parallel run ({', '.join(parts[:3])}). "
+                "Merge them into one model first."
+            )
+        raise ModelDirectoryError(f"{directory} holds no weights (*.safetensors or {PDPARAMS}).")
+    return {name: tensor for file in files for name, tensor in read_pdparams(directory / file).items()}
+
+
+def read_pdparams(path: Path) -> dict[str, NewTensor]:
+    """Read a ``.pdparams`` file.
+
+    Raises:
+        ModelDirectoryError: it is missing or damaged.
+    """
+    import paddle
+
+    try:
+        content = paddle.load(str(path), return_numpy=False)
+    except Exception as error:  # unpickling a damaged file raises anything
+        raise ModelDirectoryError(f"{path} cannot be read ({type(error).__name__}: {error}). Copy it again.") from error
+    arrays = {name: as_array(value) for name, value in content.items() if hasattr(value, "shape")}
+    return {name: NewTensor(CODE[a.dtype], tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Turn a paddle tensor into an array of the same dtype (paddle gives bfloat16 as its bits in uint16)."""
+    import ml_dtypes
+    import paddle
+
+    array = value.numpy() if isinstance(value, paddle.Tensor) else np.asarray(value)
+    bits = isinstance(value, paddle.Tensor) and value.dtype == paddle.bfloat16 and array.dtype == np.uint16
+    return array.view(ml_dtypes.bfloat16) if bits else array

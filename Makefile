@@ -3,8 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 ORACLE := .venv-oracle
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-ORACLE_PIP := $(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+ORACLE_PIP := $(ORACLE)/bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
 
     Returns:
         0 for success, 2 for bad input (message on stderr, no traceback), 1 for other failures foreseen by the package,
-        130 when interrupted.
+        130 when interrupted, 141 when the reader of the output has gone.
     """
     try:
         return importlib.import_module(VERBS[verb][0]).run(list(argv)) or 0
@@ -52,6 +53,10 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"paddlesft {verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader (`| head`) has gone; point stdout elsewhere so that the interpreter's last flush is silent too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,221 @@
+"""A model directory, with or without an adapter, made ready to generate: model, tokenizer, renderer, stop tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlesft.data.rendering import Renderer
+from paddlesft.data.templates import load_template
+from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.directory import TOKENIZER_FILES
+from paddlesft.models.families import family_of
+from paddlesft.models.load import load_model, load_tokenizer
+from paddlesft.models.provenance import fingerprint, read_provenance
+from paddlesft.models.resolve import resolve_model
+from paddlesft.tuning.lora import load_lora
+from paddlesft.tuning.prefix import load_prefix
+
+logger = logging.getLogger("paddlesft")
+
+ADAPTER_CONFIGS = {"lora": "lora_config.json", "prefix": "prefix_config.json"}
+
+
+@dataclass
+class Loaded:
+    """A model ready to generate.
+
+    Attributes:
+        model: plain, or wrapped with its adapter; in evaluation mode.
+        tokenizer: the adapter's when it brings one, else the base's.
+        renderer: turns conversations into prompts.
+        stop_token_ids: ids that end a reply.
+        pad_token_id: fills shorter prompts.
+        directory: the base model's directory.
+        adapter: the adapter's directory, or None.
+        adapter_kind: "lora", "prefix" or None.
+    """
+
+    model: Any
+    tokenizer: Any
+    renderer: Renderer
+    stop_token_ids: list[int]
+    pad_token_id: int
+    directory: Path
+    adapter: Path | None = None
+    adapter_kind: str | None = None
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens a prompt and its reply may have together."""
+        return family_of(self.model.config).context_length(self.model.config)
+
+    def identity(self) -> dict[str, str]:
+        """Return the fingerprints of what computes the replies: ``{"model": ..., "adapter": ...}``."""
+        facts = {"model": fingerprint(self.directory)}
+        if self.adapter is not None:
+            facts["adapter"] = fingerprint(self.adapter)
+        return facts
+
+
+def load_for_inference(
+    model: str | Path | None,
+    lora_path: str | Path | None = None,
+    prefix_path: str | Path | None = None,
+    dtype: str | None = None,
+    chat_template: str | None = None,
+    system_prompt: str | None = None,
+) -> Loaded:
+    """Load a model, its adapter, tokenizer and template.
+
+    Args:
+        model: name or directory of the base (or of a complete fine-tuned model); an adapter's directory is taken as
+            ``lora_path`` or ``prefix_path``. None: the base that the adapter names.
+        lora_path: a LoRA adapter's directory.
+        prefix_path: a prefix adapter's directory.
+        dtype: see ``paddlesft.models.load_model``.
+        chat_template: see ``paddlesft.data.templates.load_template``; None: the one the adapter or model was trained
+            with, else the tokenizer's own.
+        system_prompt: system text of conversations that have none; None: the one the adapter or model was trained
+            with, if any.
+
+    Raises:
+        ModelDirectoryError: nothing to load was named, the base of the adapter is not there, or it is another model
+            than the adapter was trained on.
+    """
+    if model is not None and lora_path is None and prefix_path is None:
+        kind = adapter_kind(Path(model))
+        if kind is not None:
+            model, lora_path, prefix_path = None, *((model, None) if kind == "lora" else (None, model))
+    if lora_path is not None and prefix_path is not None:
+        raise ModelDirectoryError(
+            f"Both lora_path ({lora_path}) and prefix_path ({prefix_path}) are given; a model runs with one adapter. "
+            "Merge the LoRA into the base first (paddlesft merge-lora), or leave one out."
+        )
+    adapter = Path(lora_path or prefix_path) if lora_path or prefix_path else None
+    kind = None if adapter is None else ("lora" if lora_path else "prefix")
+    if adapter is not None:
+        check_adapter(adapter, kind)
+    if model is None and adapter is None:
+        raise ModelDirectoryError(
+            "No model is named. Give --model_name_or_path DIR (or embedded:smollm2), --lora_path DIR or "
+            "--prefix_path DIR."
+        )
+    directory = base_of(adapter) if model is None else resolve_model(model)
+    if adapter is not None:
+        check_base(adapter, directory)
+    loaded = load_model(directory, dtype=dtype)
+    if kind == "lora":
+        loaded = load_lora(loaded, adapter)
+    elif kind == "prefix":
+        loaded = load_prefix(loaded, adapter)
+    loaded.eval()
+    has_tokenizer = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer_directory = adapter if has_tokenizer else directory
+    tokenizer = load_tokenizer(tokenizer_directory)
+    template = load_template(
+        tokenizer, chat_template or recorded("chat_template", adapter, directory), tokenizer_directory
+    )
+    renderer = Renderer(tokenizer, template, system_prompt or recorded("system_prompt", adapter, directory))
+    return Loaded(
+        model=loaded,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        stop_token_ids=stop_tokens(renderer, tokenizer, directory),
+        pad_token_id=tokenizer.pad_token_id or 0,
+        directory=directory,
+        adapter=adapter,
+        adapter_kind=kind,
+    )
+
+
+def adapter_kind(directory: Path) -> str | None:
+    """Return "lora" or "prefix" for an adapter's directory, None for anything else."""
+    if (directory / "config.json").is_file():
+        return None
+    return next((kind for kind, name in ADAPTER_CONFIGS.items() if (directory / name).is_file()), None)
+
+
+def check_adapter(adapter: Path, kind: str) -> None:
+    """Refuse a directory that holds no adapter of this kind; say which kind it holds."""
+    if not adapter.is_dir():
+        raise ModelDirectoryError(f"{kind}_path: {adapter} is not a directory. Give the directory the training wrote.")
+    if (adapter / ADAPTER_CONFIGS[kind]).is_file():
+        return
+    other = adapter_kind(adapter)
+    if other is not None:
+        advice = f"it holds a {other} adapter: give it as {other}_path"
+    elif (adapter / "config.json").is_file():
+        advice = "it holds a complete model: give it as model_name_or_path"
+    else:
+        found = ", ".join(sorted(path.name for path in adapter.iterdir())[:6]) or "nothing"
+        advice = f"found there: {found}"
+    raise ModelDirectoryError(f"{kind}_path: {adapter} has no {ADAPTER_CONFIGS[kind]}; {advice}.")
+
+
+def base_of(adapter: Path) -> Path:
+    """Return the directory of the model that an adapter was trained on, as the adapter itself names it.
+
+    Raises:
+        ModelDirectoryError: it names none, or the named one is not there.
+    """
+    base = read_provenance(adapter).get("base") or {}
+    names = [str(base[key]) for key in ("path", "name") if base.get(key)]
+    for config in ADAPTER_CONFIGS.values():
+        if (adapter / config).is_file() and not names:
+            content = json.loads((adapter / config).read_text(encoding="utf-8"))
+            names = [name for name in [content.get("base_model_name_or_path")] if name]
+    if not names:
+        raise ModelDirectoryError(
+            f"{adapter} does not say which model it was trained on. Name it with --model_name_or_path."
+        )
+    for name in names:
+        try:
+            return resolve_model(name)
+        except ModelDirectoryError as error:
+            reason = error
+    raise ModelDirectoryError(
+        f"{adapter} was trained on {' / '.join(dict.fromkeys(names))}, which cannot be found ({reason}). "
+        "Name the model's directory with --model_name_or_path."
+    )
+
+
+def check_base(adapter: Path, directory: Path) -> None:
+    """Refuse a base that is not the model the adapter was trained on; an adapter without that fact gets a warning."""
+    base = read_provenance(adapter).get("base") or {}
+    wanted = base.get("fingerprint")
+    if not wanted:
+        logger.warning("%s does not say which weights it was trained on; %s is taken unchecked.", adapter, directory)
+        return
+    found = fingerprint(directory)
+    if found != wanted:
+        raise ModelDirectoryError(
+            f"{directory} is not the model that {adapter} was trained on.\n"
+            f"  trained on: {base.get('name') or base.get('path') or 'a model'} with weights {wanted}\n"
+            f"  given:      weights {found}\n"
+            "Give the model named first, or leave --model_name_or_path out to use it."
+        )
+
+
+def recorded(fact: str, adapter: Path | None, directory: Path) -> Any:
+    """Return what a run recorded with its adapter or model under ``fact``, or None."""
+    for place in filter(None, (adapter, directory)):
+        value = read_provenance(place).get(fact)
+        if value:
+            return value
+    return None
+
+
+def stop_tokens(renderer: Renderer, tokenizer: Any, directory: Path) -> list[int]:
+    """Return every id that ends a reply: the template's, the tokenizer's and those of generation_config.json."""
+    ids = list(renderer.stop_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    path = directory / "generation_config.json"
+    if path.is_file():
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids += value if isinstance(value, list) else [value] if value is not None else []
+    return sorted(set(ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from paddlesft.quirks import aistudio_hub, mkl_on_amd, thread_default
+from paddlesft.quirks import aistudio_hub, mkl_on_amd, swiglu_warning, thread_default
 
 
 def prepare() -> None:
@@ -13,6 +13,7 @@ def prepare() -> None:
     mkl_on_amd.apply()
     thread_default.apply()
     aistudio_hub.apply()
+    swiglu_warning.apply()
     # Spinning worker threads starve the other ranks when several processes share the cores.
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -43,7 +43,9 @@ class DataConfig:
     column_map: dict[str, str] | None = field(
         None, "Column names of plain tables, e.g. {prompt: question, response: answer}."
     )
-    src_length: int = field(1024, "Most tokens of the prompt that are kept.", minimum=1)
+    src_length: int = field(
+        1024, "Most tokens of the prompt that are kept.", minimum=1, aliases=("max_prompt_len", "max_source_length")
+    )
     max_length: int = field(
         2048,
         "Most tokens of a row (prompt and reply; the length of a packed row).",

@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from paddlesft.errors import ConfigError
 
@@ -178,7 +178,7 @@ def _read_yaml(text: str, path: Path) -> list[tuple[str, Any, int]]:
 
 
 def parse_yaml_value(text: str) -> Any:
-    """Read one value in YAML form, e.g. ``1e-4``, ``[a, b]`` or ``{a: b}``; text that is no YAML comes back unchanged."""
+    """Read one value in YAML form, e.g. ``1e-4``, ``[a, b]`` or ``{a: b}``; what is no YAML comes back as text."""
     import yaml
 
     try:
@@ -251,7 +251,7 @@ def _loader() -> Any:
         import yaml
 
         class Loader(yaml.SafeLoader):
-            yaml_implicit_resolvers: dict = {}
+            yaml_implicit_resolvers: ClassVar[dict] = {}
 
         for tag, pattern, first in (
             ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),

@@ -24,6 +24,7 @@ def field(
     aliases: Sequence[str] = (),
     no_effect: str | None = None,
     unbuilt: str | None = None,
+    secret: bool = False,
 ) -> Any:
     """Declare one config key.
 
@@ -36,6 +37,7 @@ def field(
         aliases: old names of the key with the same meaning; a notice names the new one.
         no_effect: why setting the key changes nothing here; shown to whoever sets it to something but its default.
         unbuilt: the capability the key belongs to and that this version does not have; asking for it is an error.
+        secret: the value is never shown or saved.
 
     Returns:
         A ``dataclasses.field``.
@@ -48,6 +50,7 @@ def field(
         "aliases": tuple(aliases),
         "no_effect": no_effect,
         "unbuilt": unbuilt,
+        "secret": secret,
     }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)

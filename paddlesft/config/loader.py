@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from paddlesft.config.values import (
     describe_allowed,
     describe_found,
     field_types,
+    members,
 )
 from paddlesft.errors import ConfigError
 
@@ -80,7 +84,7 @@ def load_arguments(
     """
     loaded = read_arguments(groups, path, overrides, old_keys)
     raise_problems(loaded.problems, loaded.path)
-    return loaded.instances, loaded.origins, loaded.notices
+    return loaded.instances, loaded.origins, in_order_of_lines(loaded.notices)
 
 
 def raise_problems(problems: Sequence[str], path: Path | None) -> None:
@@ -209,7 +213,8 @@ class _Reader:
         return [_Given(key, value, entry) for key, value in result.values.items()]
 
     def _unknown(self, entry: Entry) -> None:
-        near = difflib.get_close_matches(entry.key, [*self.specs, *self.old_keys], n=1, cutoff=0.6)
+        names = [*self.specs, *(old for old, known in self.old_keys.items() if known.new)]
+        near = difflib.get_close_matches(entry.key, names, n=1, cutoff=0.6)
         if not near and entry.key.replace("-", "_").lower() in self.specs:
             near = [entry.key.replace("-", "_").lower()]
         if near:
@@ -269,15 +274,26 @@ class _Reader:
         unbuilt = spec.metadata.get("unbuilt")
         if unbuilt and not any(value is n or (type(value) is type(n) and value == n) for n in NEUTRAL):
             self.doubtful.add(spec.name)
+            neutral = "1" if isinstance(default_of(spec), int) and default_of(spec) == -1 else _plain(default_of(spec))
             self.problems.append(
                 f"{place}: found {describe_found(value)}; {unbuilt} is not built yet in this version. "
-                f"Remove the key or set it to {describe_found(default_of(spec)).rpartition(' (')[0] or 'null'}."
+                f"Remove the key or set it to {neutral}."
             )
 
 
+def _plain(value: Any) -> str:
+    return describe_found(value).rpartition(" (")[0] or "null"
+
+
+def in_order_of_lines(notices: Sequence[str]) -> list[str]:
+    """Return notices by their line in the file, those without a line last; repeated ones once."""
+
+    def line(text: str) -> float:
+        match = re.match(r"(?:[^\n]*?\.(?:json|ya?ml)):(\d+): ", text)
+        return int(match[1]) if match else math.inf
+
+    return sorted(dict.fromkeys(notices), key=line)
+
+
 def _choices(tp: Any) -> tuple[Any, ...]:
-    import typing
-
-    from paddlesft.config.values import members
-
     return tuple(c for m in members(tp) if typing.get_origin(m) is typing.Literal for c in typing.get_args(m))

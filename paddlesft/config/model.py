@@ -113,4 +113,4 @@ class ModelConfig:
     aistudio_repo_id: str | None = field(None, "Repository to upload to.", no_effect=_HUB_UPLOAD)
     aistudio_repo_private: bool = field(True, "Make that repository private.", no_effect=_HUB_UPLOAD)
     aistudio_repo_license: str = field("Apache License 2.0", "License of that repository.", no_effect=_HUB_UPLOAD)
-    aistudio_token: str | None = field(None, "Token for that repository.", no_effect=_HUB_UPLOAD)
+    aistudio_token: str | None = field(None, "Token for that repository.", no_effect=_HUB_UPLOAD, secret=True)

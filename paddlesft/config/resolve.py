@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from paddlesft.config.data import DataConfig
+from paddlesft.config.derived import derive_values
 from paddlesft.config.fields import default_of
 from paddlesft.config.generation import GenerationConfig
-from paddlesft.config.loader import raise_problems, read_arguments
+from paddlesft.config.loader import in_order_of_lines, raise_problems, read_arguments
 from paddlesft.config.model import ModelConfig
 from paddlesft.config.origins import Origin
 from paddlesft.config.quantization import QuantizationConfig
 from paddlesft.config.renamed import TRAINING_OLD_KEYS
+from paddlesft.config.rules import find_idle_keys, find_problems
 from paddlesft.config.training import TrainingConfig
 from paddlesft.config.values import BadValue, check_range, check_type, describe_allowed, describe_found, field_types
 
@@ -66,7 +68,7 @@ class RunConfig:
             KeyError: there is no such key.
             ValueError: the value does not fit.
         """
-        group, spec = self._find(key)
+        group, spec = self.find(key)
         tp = field_types(type(group))[key]
         try:
             value = check_type(value, tp)
@@ -114,7 +116,8 @@ class RunConfig:
     def _groups(self) -> list[Any]:
         return [getattr(self, name) for name in RUN_GROUPS]
 
-    def _find(self, key: str) -> tuple[Any, dataclasses.Field]:
+    def find(self, key: str) -> tuple[Any, dataclasses.Field]:
+        """Return the group that holds a key, and the key's declaration; KeyError when there is none."""
         for group in self._groups():
             for spec in dataclasses.fields(group):
                 if spec.name == key:
@@ -122,7 +125,7 @@ class RunConfig:
         raise KeyError(key)
 
     def _shown(self, key: str, value: Any) -> str:
-        _, spec = self._find(key)
+        _, spec = self.find(key)
         if spec.metadata.get("secret") and value != default_of(spec):
             return "null"
         return json.dumps(value, ensure_ascii=False)
@@ -144,7 +147,11 @@ def load_run_config(path: str | Path | None = None, overrides: Sequence[str] = (
     """
     loaded = read_arguments(RUN_GROUPS, path, overrides, TRAINING_OLD_KEYS)
     run = RunConfig(**loaded.instances, origins=loaded.origins, notices=loaded.notices, path=loaded.path)
-    raise_problems(loaded.problems, loaded.path)
+    derive_values(run)
+    problems = list(loaded.problems)
+    problems += [text for keys, text in find_problems(run) if not loaded.doubtful.intersection(keys)]
+    run.notices = in_order_of_lines(run.notices + find_idle_keys(run))
+    raise_problems(problems, loaded.path)
     return run
 
 

@@ -64,7 +64,9 @@ class ScheduleConfig:
         "no", "When to evaluate: no, every eval_steps (steps), or after each epoch.", aliases=("eval_strategy",)
     )
     eval_steps: int | None = field(None, "Steps between evaluations. Unset: save_steps.", minimum=1)
-    max_evaluate_steps: int = field(-1, "Batches of an evaluation at most. -1: all.", minimum=-1)
+    max_evaluate_steps: int = field(
+        -1, "Batches of an evaluation at most. -1: all.", minimum=-1, aliases=("eval_iters",)
+    )
     minimum_eval_times: int | None = field(
         None, "Make eval_steps smaller so that this many evaluations happen.", minimum=1
     )
@@ -114,8 +116,8 @@ class TrainingConfig(RareConfig, ParallelConfig, HardwareConfig, ScheduleConfig)
     def paddlenlp_arguments(self) -> dict[str, Any]:
         """Return the keys that paddlenlp's ``SFTConfig`` takes, with our values.
 
-        Values that only this package has (``allow_resume_differences``, ``device: auto``) are left out, so that paddlenlp
-        applies its own.
+        Values that only this package has (``allow_resume_differences``, ``device: auto``) are left out, so that
+        paddlenlp applies its own.
         """
         own = {"allow_resume_differences"} | ({"device"} if self.device == "auto" else set())
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}

@@ -30,7 +30,7 @@ class HardwareConfig:
     recompute: bool = field(
         False,
         "Compute activations again in the backward pass instead of keeping them.",
-        aliases=("gradient_checkpointing",),
+        aliases=("gradient_checkpointing", "use_recompute"),
     )
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = field(
         "full", "What is computed again: the whole layer, its attention block, or only the attention product."

@@ -36,8 +36,7 @@ class ParallelConfig:
     )
     sharding: str = field(
         "",
-        "What is shared: stage1 (optimiser), stage2 (and gradients), stage3 (and weights), + offload.",
-        unbuilt="sharding",
+        "What they share: stage1 (optimiser), stage2 (and gradients), stage3 (and weights); with offload to the host.",
     )
     sep_parallel_degree: int = field(-1, "Processes that share a sequence (sep).", minimum=-1, unbuilt=_SEQUENCE)
     context_parallel_degree: int = field(

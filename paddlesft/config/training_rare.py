@@ -42,7 +42,7 @@ class RareConfig:
         None, "More arguments of the model's constructor.", no_effect="the model directory's config.json says it all"
     )
     autotuner_benchmark: bool = field(False, "Five steps for paddle's tuner.", no_effect="use benchmark: true")
-    wandb_api_key: str | None = field(None, "Key for Weights & Biases.")
+    wandb_api_key: str | None = field(None, "Key for Weights & Biases.", secret=True)
     wandb_http_proxy: str | None = field(None, "Proxy for Weights & Biases.")
     pdc_download_ckpt: bool = field(False, "Fetch checkpoints in a cloud job.", no_effect=_CLOUD)
     pdc_download_timeout: int = field(300, "Seconds that this may take.", no_effect=_CLOUD)

@@ -75,7 +75,7 @@ def describe_allowed(spec: dataclasses.Field, tp: Any) -> str:
     if not span:
         return describe_type(tp)
     rest = [m for m in members(tp) if m is not type(None)]
-    text = describe_type(typing.Union[tuple(rest)]) + f" {span}"
+    text = " or ".join(map(describe_type, rest)) + f" {span}"
     return text + (" or null" if len(rest) < len(members(tp)) else "")
 
 

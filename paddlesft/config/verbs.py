@@ -1,0 +1,114 @@
+"""Keys of the verbs that work on finished directories: predict, chat, merge-lora, import-gguf.
+
+``PredictConfig`` keeps the names, defaults and meanings of PaddleNLP's predictor, so its commands can be pasted.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from paddlesft.config.fields import field
+
+DType = Literal["float32", "bfloat16", "float16"]
+DecodeStrategy = Literal["sampling", "greedy_search"]
+
+
+@dataclass
+class _ReplyConfig:
+    """Model and generation"""
+
+    model_name_or_path: str | None = field(
+        None, "Model directory, hub name, or embedded:smollm2. With an adapter: the base; unset: the adapter names it."
+    )
+    lora_path: str | None = field(None, "LoRA adapter directory to use on top of the model.")
+    prefix_path: str | None = field(None, "Prefix-Tuning directory to use on top of the model.")
+    dtype: DType | None = field(None, "Type of the weights in memory. Unset: as the model directory says.")
+    device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
+    chat_template: str | None = field(None, "Template instead of the model's own: a built-in name or a path.")
+    system_prompt: str | None = field(None, "System message for conversations that have none.", aliases=("system",))
+    src_length: int = field(1024, "Most tokens of the prompt; longer prompts lose their beginning.", minimum=1)
+    max_length: int = field(2048, "Most tokens of prompt and reply together.", minimum=2)
+    max_new_tokens: int | None = field(None, "Most tokens of the reply. Unset: max_length - src_length.", minimum=1)
+    min_new_tokens: int = field(0, "Fewest tokens of the reply.", minimum=0, aliases=("min_tokens", "min_length"))
+    decode_strategy: DecodeStrategy = field("sampling", "Draw tokens (sampling) or always take the most likely one.")
+    top_k: int = field(0, "Draw among this many most likely tokens; 0 for all, 1 is greedy.", minimum=0)
+    top_p: float = field(
+        0.7, "Draw among the most likely tokens that together reach this probability.", over=0, maximum=1
+    )
+    temperature: float = field(0.95, "Divides the logits before drawing; smaller is more certain.", minimum=0)
+    repetition_penalty: float = field(1.0, "Above 1 makes tokens that occurred already less likely.", over=0)
+    stop: list[str] | None = field(None, "Texts at which a reply ends, besides the model's own stop tokens.")
+    seed: int = field(42, "Seed of drawing.", minimum=0)
+
+
+@dataclass
+class PredictConfig(_ReplyConfig):
+    """Predict"""
+
+    data_file: str | None = field(None, "Rows to answer, in any of the training formats. Unset: two sample questions.")
+    column_map: dict[str, str] | None = field(None, "Column names of plain tables, e.g. {prompt: question}.")
+    max_samples: int | None = field(None, "Answer only this many rows.", minimum=1)
+    output_file: str = field("output.json", "Receives one JSON line for each row, written as they come.")
+    overwrite: bool = field(
+        False, "Start output_file anew. Without it rows answered already are kept and skipped.", aliases=("force",)
+    )
+    batch_size: int = field(1, "Rows answered at a time; the replies do not depend on it.", minimum=1)
+    mode: Literal["dynamic", "static"] = field(
+        "dynamic", "Run the model step by step (dynamic) or an exported graph (static).", unbuilt="static inference"
+    )
+    inference_model: bool = field(False, "Use fused inference kernels (GPU).", unbuilt="fused inference kernels")
+    benchmark: bool = field(False, "Repeat the first batch, print tokens per second and requests per second.")
+    quant_type: str | None = field(None, "Quantized inference.", unbuilt="quantized inference")
+    model_prefix: str = field(
+        "model",
+        "File name of an exported graph.",
+        no_effect="it belongs to mode static, which this version does not have",
+    )
+    export_precache: bool = field(
+        False, "Prefixes as caches of an exported graph.", no_effect="prefix_path alone is enough"
+    )
+    model_type: str | None = field(
+        None, "Kind of model.", no_effect="the model directory's config.json says what the model is"
+    )
+
+
+@dataclass
+class ChatConfig(_ReplyConfig):
+    """Chat"""
+
+    history: bool = field(True, "Answer with the conversation so far in mind.")
+    stream: bool = field(True, "Show the reply as it is made.")
+
+
+@dataclass
+class MergeLoraConfig:
+    """Merge LoRA"""
+
+    model_name_or_path: str | None = field(
+        None, "Base model: directory, hub name or embedded:smollm2. Unset: the base that the adapter names."
+    )
+    lora_path: str | None = field(None, "LoRA adapter directory. Required.")
+    merge_model_path: str | None = field(
+        None,
+        "New directory for the merged model. Required; neither input is changed.",
+        aliases=("merge_lora_model_path", "output_path"),
+    )
+    dtype: DType | None = field(
+        None, "Type of the merged weights. Unset: the base's. The sum is always made in float32."
+    )
+    device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
+    overwrite: bool = field(False, "Replace merge_model_path when it has content.")
+    force: bool = field(False, "Merge although the adapter was trained on another base (fingerprints differ).")
+    low_gpu_mem: bool = field(
+        False, "Save GPU memory while merging.", no_effect="the sum is made weight by weight, which needs little memory"
+    )
+    safe_serialization: bool = field(True, "Write safetensors.", no_effect="models are always written as safetensors")
+
+
+@dataclass
+class ImportGgufConfig:
+    """Import GGUF"""
+
+    overwrite: bool = field(False, "Replace the directory when it has content.", aliases=("force",))
+    dtype: DType | None = field(
+        None, "Type of the weights that are written. Unset: as in the file, float32 if quantized."
+    )

@@ -1,0 +1,60 @@
+"""Sums over the data-parallel ranks. On a single process every function returns what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+
+BUCKET_NUMBERS = 8 * 1024 * 1024  # gradients are summed in pieces of this many numbers, to save calls and memory
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size()
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that writes files and talks."""
+    return dist.get_rank() == 0
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Add numbers up over all ranks, in double precision."""
+    if world_size() == 1:
+        return [float(v) for v in values]
+    total = paddle.to_tensor(np.asarray(values, dtype=np.float64))
+    dist.all_reduce(total)
+    return total.numpy().tolist()
+
+
+def sum_gradients(parameters: Iterable[paddle.Tensor]) -> None:
+    """Add the gradients of all ranks up, in place. A rank that had nothing to do for a parameter counts as zero."""
+    if world_size() == 1:
+        return
+    bucket: list[paddle.Tensor] = []
+    filled = 0
+    for parameter in parameters:
+        if parameter.stop_gradient:
+            continue
+        if parameter.grad is None:
+            parameter.grad = paddle.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        filled += int(np.prod(parameter.shape))
+        if filled >= BUCKET_NUMBERS:
+            _sum_bucket(bucket)
+            bucket, filled = [], 0
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(gradients: list[paddle.Tensor]) -> None:
+    flat = paddle.concat([g.reshape([-1]).astype("float32") for g in gradients])
+    dist.all_reduce(flat)
+    begin = 0
+    for gradient in gradients:
+        size = int(np.prod(gradient.shape))
+        paddle.assign(flat[begin : begin + size].reshape(gradient.shape).astype(gradient.dtype), gradient)
+        begin += size

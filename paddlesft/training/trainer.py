@@ -1,0 +1,353 @@
+"""The trainer: PaddleNLP's, with steps normalised by trained tokens and checkpoints that are complete or absent.
+
+PaddleNLP averages each micro-batch and then the micro-batches of a step, so a short reply weighs more than a long one,
+and micro-batches left over at an epoch's end leak into the next. Here the data loader hands out whole optimizer steps
+(``sampling_order.StepSampler``): a step knows its trained tokens beforehand, over all micro-batches and ranks, and
+divides their summed loss by that number. 1 row × 8 micro-batches and 8 rows × 1 are then the same step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.io import DataLoader
+from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from paddlesft.errors import UserError
+from paddlesft.training import evaluation
+from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_checkpoint
+from paddlesft.training.events import Observer
+from paddlesft.training.loss import IGNORED, supervised_loss
+from paddlesft.training.progress import SpeedMeter, Stopwatch
+from paddlesft.training.ranks import sum_gradients, sum_over_ranks
+from paddlesft.training.run_log import RunLog
+from paddlesft.training.sampling_order import StepSampler
+from paddlesft.training.training_state import load_random_state, load_training_state, save_training_state
+from paddlesft.training.weights_io import load_weights
+
+TRAINER_STATE = "trainer_state.json"
+MOST_BAD_STEPS = 5  # steps in a row whose loss is not finite, after which a run has diverged
+ESTIMATE_AFTER = 3  # steps after which the time of the whole run is announced
+
+ExtraMetrics = Callable[[paddle.nn.Layer, Any, str], Mapping[str, float]]
+
+
+class MicroBatches:
+    """Collates the rows of one optimizer step into its micro-batches.
+
+    Args:
+        collator: rows -> arrays of one batch.
+        micro_batch_size: rows of a micro-batch.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, Any]], micro_batch_size: int) -> None:
+        self.collator = collator
+        self.size = micro_batch_size
+
+    def __call__(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
+        return [self.collator(rows[i : i + self.size]) for i in range(0, len(rows), self.size)]
+
+
+class SFTTrainer(Trainer):
+    """Supervised fine-tuning of a causal language model, bare or with an adapter.
+
+    Args:
+        model: the model to train.
+        args: see ``arguments.training_arguments``; it is changed: PaddleNLP's loop sees one batch per optimizer step.
+        collator: rows -> arrays of one batch.
+        train_dataset: an ``SFTDataset``; None to evaluate only.
+        eval_dataset: an ``SFTDataset`` or None.
+        observer: told about every step.
+        write_weights: writes the model's directory content into a directory (see ``weights_io.save_weights``).
+        write_identity: writes ``run_identity.json`` into a directory.
+        length_grouping: rows of similar length share a step.
+        extra_metrics: (model, dataset, prefix) -> metrics added to an evaluation, e.g. of generated replies.
+        callbacks: more PaddleNLP callbacks.
+    """
+
+    def __init__(
+        self,
+        model: paddle.nn.Layer,
+        args: Any,
+        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        observer: Observer | None = None,
+        write_weights: Callable[[Path], None] | None = None,
+        write_identity: Callable[[Path], None] | None = None,
+        length_grouping: bool = False,
+        extra_metrics: ExtraMetrics | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.micro_batches = args.gradient_accumulation_steps
+        args.gradient_accumulation_steps = 1
+        self.keep_best = args.load_best_model_at_end
+        args.load_best_model_at_end = False  # PaddleNLP would look for .pdparams
+        self.observer = observer or Observer()
+        self.write_weights = write_weights
+        self.write_identity = write_identity
+        self.length_grouping = length_grouping
+        self.extra_metrics = extra_metrics
+        self.meter: SpeedMeter | None = None
+        self.run_log: RunLog | None = None
+        self._bad_steps = 0
+        self._resume_from: Path | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[_Hooks(self), *callbacks],
+        )
+        for shown in (PrinterCallback, ProgressCallback):
+            self.pop_callback(shown)
+
+    # ---- data ----
+
+    def step_sampler(self) -> StepSampler:
+        """Return the order of the training rows."""
+        rows = range(len(self.train_dataset))
+        lengths = [self.train_dataset.length(i) for i in rows] if self.length_grouping else None
+        return StepSampler(
+            num_rows=len(rows),
+            micro_batch_size=self.args.per_device_train_batch_size,
+            micro_batches=self.micro_batches,
+            seed=self.args.seed,
+            num_replicas=self.args.dataset_world_size,
+            rank=self.args.dataset_rank,
+            lengths=lengths,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return a loader whose items are the micro-batches of whole optimizer steps."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.step_sampler(),
+            collate_fn=MicroBatches(self.data_collator, self.args.per_device_train_batch_size),
+            num_workers=self.args.dataloader_num_workers,
+            use_buffer_reader=False,
+        )
+
+    # ---- a step ----
+
+    def _wrap_model(self, model: paddle.nn.Layer, training: bool = True) -> paddle.nn.Layer:
+        """Keep the bare model: gradients are summed here, once per step, weighted by tokens instead of by rank."""
+        wrapped = super()._wrap_model(model, training)
+        if isinstance(wrapped, paddle.DataParallel):
+            self._data_parallel = wrapped  # its constructor has made the ranks' weights equal
+            return wrapped._layers
+        return wrapped
+
+    def training_step(self, model: paddle.nn.Layer, inputs: Sequence[Mapping[str, Any]]) -> paddle.Tensor:
+        """Run the forward and backward passes of one optimizer step.
+
+        Args:
+            model: the model to train.
+            inputs: the step's micro-batches on this rank.
+
+        Returns:
+            The step's loss per trained token, over all ranks.
+        """
+        model.train()
+        watch = self._watch
+        watch.restart()
+        self._learning_rate = self.optimizer.get_lr()
+        trained = sum(int((np.asarray(batch["labels"]) != IGNORED).sum()) for batch in inputs)
+        tokens = sum(number_of_tokens(batch) for batch in inputs)
+        trained, tokens = (int(n) for n in sum_over_ranks([trained, tokens]))
+        loss_sum = 0.0
+        for batch in inputs:
+            with self.autocast_smart_context_manager():
+                loss = supervised_loss(model, batch).loss_sum / max(trained, 1)
+            (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
+            loss_sum += float(loss) * trained
+        (loss_sum,) = sum_over_ranks([loss_sum])
+        if math.isfinite(loss_sum):
+            self._bad_steps = 0
+            sum_gradients(model.parameters())
+        else:
+            self._skip_bad_step(loss_sum)
+        self._step_sums = (loss_sum if math.isfinite(loss_sum) else 0.0, trained, tokens)
+        return paddle.to_tensor(self._step_sums[0] / max(trained, 1))
+
+    def _skip_bad_step(self, loss: float) -> None:
+        self._bad_steps += 1
+        step = self.state.global_step + 1
+        if self._bad_steps >= MOST_BAD_STEPS:
+            raise UserError(
+                f"Training has diverged: the loss was {loss} in {MOST_BAD_STEPS} steps in a row (up to step {step}). "
+                "The checkpoints written so far are intact. Usual causes: learning_rate too high (3e-4 is usual for "
+                "LoRA, 3e-5 for full fine-tuning), no warmup_ratio, max_grad_norm 0, fp16 where bf16 is available, or "
+                "a damaged base model. Lower learning_rate first."
+            )
+        self.observer.warning(
+            f"step {step}: the loss is {loss}; the step changes no weights ({self._bad_steps} of {MOST_BAD_STEPS} in a "
+            "row before the run is stopped)"
+        )
+        if not self.do_grad_scaling:  # otherwise the loss scale sees the gradients and skips them itself
+            self.optimizer.clear_grad(set_to_zero=False)
+
+    def _check_loss_valid(self, loss: paddle.Tensor) -> None:
+        """Losses are checked in ``training_step``, which can skip a step instead of ending the run at once."""
+
+    # ---- log, evaluate, save ----
+
+    def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs) -> None:
+        self._total_loss_scalar += float(tr_loss)
+        tr_loss.subtract_(tr_loss)
+        if self.control.should_log and self.meter.has_news:
+            record = self.meter.line(self.state.global_step, self._learning_rate, self.state.epoch)
+            if self.run_log is not None:
+                self.run_log.append("train", record.as_dict())
+            self.observer.log(record)
+            self.log(record.as_dict())
+        self.control.should_log = False
+        metrics = self.evaluate() if self.control.should_evaluate and self.eval_dataset is not None else None
+        if self.control.should_save:
+            self._save_checkpoint(model, metrics)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def log(self, logs: dict[str, float], **kwargs: Any) -> None:
+        """Hand a record to the reporting callbacks (VisualDL) and keep it in the trainer's state."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(logs), **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate a data set.
+
+        Args:
+            eval_dataset: an ``SFTDataset``; the trainer's own when None.
+            ignore_keys: not used; it is in PaddleNLP's signature.
+            metric_key_prefix: first part of the metrics' names.
+
+        Returns:
+            Loss, perplexity, token accuracy, tokens, runtime, and what ``extra_metrics`` adds.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        args, begin = self.args, time.perf_counter()
+        size, ranks = args.per_device_eval_batch_size, args.dataset_world_size
+        batches = evaluation.number_of_batches(len(dataset), size, ranks, args.max_evaluate_steps)
+        sums = evaluation.evaluate_sums(
+            self.model,
+            evaluation.evaluation_batches(dataset, self.data_collator, size, args.dataset_rank, ranks),
+            args.max_evaluate_steps,
+            self.autocast_smart_context_manager,
+            lambda done: self.observer.evaluating(done, batches),
+        )
+        metrics = sums.metrics(metric_key_prefix, accuracy=not args.prediction_loss_only)
+        if self.extra_metrics is not None:
+            metrics |= self.extra_metrics(self.model, dataset, metric_key_prefix)
+        seconds = time.perf_counter() - begin
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{metric_key_prefix}_samples_per_second"] = round(sums.rows / max(seconds, 1e-9), 3)
+        step = self.state.global_step
+        if self.run_log is not None:
+            self.run_log.append("eval", {"step": step, "epoch": self.state.epoch, **metrics})
+        self.observer.evaluation(step, metrics)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: paddle.nn.Layer, metrics: Mapping[str, float] | None = None) -> None:
+        step, output_dir = self.state.global_step, Path(self.args.output_dir)
+        self._note_if_best(output_dir / f"checkpoint-{step}", metrics)
+        if not self.args.should_save:
+            save_training_state(output_dir, self)  # its part of the random generators
+            return
+        with new_checkpoint(output_dir, step) as scratch:
+            self.write_weights(scratch)
+            save_training_state(scratch, self)
+            self.state.trial_params = {"meter": self.meter.state()}  # the one field of the state that is free
+            self.state.save_to_json(str(scratch / TRAINER_STATE))
+            if self.write_identity is not None:
+                self.write_identity(scratch)
+        delete_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.observer.checkpoint(output_dir / f"checkpoint-{step}")
+
+    def _note_if_best(self, checkpoint: Path, metrics: Mapping[str, float] | None) -> None:
+        wanted = self.args.metric_for_best_model
+        if metrics is None or wanted is None:
+            return
+        name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+        if name not in metrics:
+            known = ", ".join(sorted(k.removeprefix("eval_") for k in metrics))
+            raise UserError(f"metric_for_best_model: {wanted!r} is not among this run's metrics. Allowed: {known}.")
+        value, best = metrics[name], self.state.best_metric
+        if best is None or (value > best if self.args.greater_is_better else value < best):
+            self.state.best_metric = value
+            self.state.best_model_checkpoint = str(checkpoint)
+
+    # ---- begin, resume, end ----
+
+    def train(self, resume_from_checkpoint: str | None = None, ignore_keys_for_eval=None) -> Any:
+        """Train, from the first step or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a complete checkpoint's path, or None.
+            ignore_keys_for_eval: not used; it is in PaddleNLP's signature.
+
+        Returns:
+            PaddleNLP's ``TrainOutput``.
+        """
+        self._resume_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._watch = Stopwatch()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint)
+        best = self.state.best_model_checkpoint
+        if self.keep_best and best is not None:
+            load_weights(self.model, Path(best))
+            score = f"{self.args.metric_for_best_model} {self.state.best_metric:.6g}"
+            self.observer.message(f"the result is the best checkpoint, {Path(best).name} ({score})")
+        return output
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if resume_from_checkpoint:
+            load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and not self.args.ignore_load_lr_and_optim:
+            load_training_state(Path(checkpoint), self)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint and not load_random_state(Path(checkpoint)):
+            self.observer.warning(f"{checkpoint} was written by another number of processes: dropout will differ")
+
+
+class _Hooks(TrainerCallback):
+    """Counts steps and restores the random generators; PaddleNLP restores them only in the middle of an epoch."""
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        trainer = self.trainer
+        trainer.meter = SpeedMeter(state.max_steps, (state.trial_params or {}).get("meter"))
+        if trainer._resume_from is not None:
+            trainer._load_rng_state(str(trainer._resume_from))
+        if args.should_save:
+            trainer.run_log = RunLog(args.output_dir, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        trainer, meter = self.trainer, self.trainer.meter
+        meter.add_step(*trainer._step_sums, trainer._watch.restart())
+        loss_sum, trained, _ = trainer._step_sums
+        eta = meter.eta_seconds(state.global_step)
+        loss = loss_sum / max(trained, 1)
+        trainer.observer.step(state.global_step, state.max_steps, loss, meter.last_step_tokens_per_second, eta)
+        if meter.steps == ESTIMATE_AFTER:
+            trainer.observer.estimate(meter.step_seconds, meter.seconds + eta)
+
+
+def number_of_tokens(batch: Mapping[str, Any]) -> int:
+    """Return how many tokens of a collated batch are not padding."""
+    for key in ("segment_ids", "attention_mask"):
+        if key in batch:
+            return int((np.asarray(batch[key]) != 0).sum())
+    return int(np.asarray(batch["input_ids"]).size)

@@ -1,0 +1,217 @@
+"""LoRA: low-rank updates beside frozen Linear weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddlenlp.peft import LoRAConfig, LoRAModel
+
+from paddlesft.errors import ConfigError, ModelDirectoryError
+
+if TYPE_CHECKING:
+    from paddlesft.config.model import ModelConfig
+    from paddlesft.models.families import Family
+
+log = logging.getLogger("paddlesft")
+CONFIG_FILE = "lora_config.json"
+PDPARAMS, SAFETENSORS = "lora_model_state.pdparams", "lora_model_state.safetensors"
+PLAIN_NAME = re.compile(r"[\w.]+")
+
+
+def linear_names(model: nn.Layer) -> list[str]:
+    """Return the names of all Linear layers of a model that LoRA can work on."""
+    return [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
+
+
+def target_patterns(model: nn.Layer, family: Family, targets: str | Sequence[str] | None) -> list[str]:
+    """Turn what a config says about LoRA targets into regular expressions over layer names.
+
+    Args:
+        model: the base model.
+        family: its row of the family table.
+        targets: None for the family's usual layers; ``"all"`` for every Linear of the decoder; a layer name
+            (``q_proj`` stands for the q_proj of every layer), a regular expression that fits whole names, or a list of
+            either.
+
+    Returns:
+        The expressions, each of which fits at least one Linear.
+
+    Raises:
+        ConfigError: an entry fits nothing; the message lists the Linear names there are.
+    """
+    names = linear_names(model)
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+    if targets is None:
+        patterns = [p for p in family.lora_target_modules if any(re.fullmatch(p, name) for name in names)]
+        if not patterns:
+            raise ConfigError(
+                f"lora_target_modules: none of the usual targets of family {family.name} is a Linear layer of this "
+                f"model. Its Linear layers: {', '.join(leaves) or 'none'}. Set lora_target_modules to some of them."
+            )
+        return patterns
+    entries = [targets] if isinstance(targets, str) else list(targets)
+    patterns = []
+    for entry in entries:
+        if entry in ("all", "all-linear"):
+            patterns += [rf"(?:.*\.)?{re.escape(leaf)}" for leaf in leaves]
+            continue
+        pattern = rf"(?:.*\.)?{re.escape(entry)}" if PLAIN_NAME.fullmatch(entry) else entry
+        try:
+            fits = [name for name in names if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"lora_target_modules: {entry!r} is not a regular expression ({error}). Give 'all', layer names out of "
+                f"{', '.join(leaves)}, or an expression that fits whole names such as '.*self_attn.*'."
+            ) from error
+        if not fits:
+            near = difflib.get_close_matches(entry, leaves, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"lora_target_modules: {entry!r} fits no Linear layer of this model.{hint} Its Linear layers: "
+                f"{', '.join(leaves)} (for example {names[0]}). 'all' takes every one of them."
+            )
+        patterns.append(pattern)
+    return list(dict.fromkeys(patterns))
+
+
+def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig) -> LoRAModel:
+    """Put LoRA beside the Linear layers of a model and freeze everything else.
+
+    The matrices A start from Kaiming-uniform values drawn from paddle's global generator (seed it first), B from 0, so
+    that the model computes what it did before.
+
+    Args:
+        model: the base model; it is changed in place.
+        family: its row of the family table.
+        model_config: ``lora_rank``, ``lora_alpha`` (2 * rank when None), ``lora_dropout``, ``lora_target_modules``,
+            ``lora_bias`` (none | lora | all), ``use_quick_lora``, ``rslora``, ``lora_plus_scale``.
+
+    Returns:
+        The model inside a ``LoRAModel``.
+
+    Raises:
+        ConfigError: the targets fit no layer, or the rank is not positive.
+    """
+    rank = model_config.lora_rank
+    if rank < 1:
+        raise ConfigError(f"lora_rank: found {rank}, allowed is a whole number from 1 up (8 is usual).")
+    alpha = 2 * rank if model_config.lora_alpha is None else model_config.lora_alpha
+    bias = model_config.lora_bias or "none"
+    quick = bool(model_config.use_quick_lora)
+    if quick and (model_config.lora_dropout > 0 or bias != "none"):
+        log.info("use_quick_lora has no effect together with lora_dropout > 0 or lora_bias; the plain form is used")
+        quick = False
+    config = LoRAConfig(
+        r=rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_dropout=model_config.lora_dropout,
+        target_modules=target_patterns(model, family, model_config.lora_target_modules),
+        trainable_bias=None if bias == "none" else bias,
+        rslora=bool(model_config.rslora),
+        lora_plus_scale=model_config.lora_plus_scale,
+        use_quick_lora=quick,
+        tensor_parallel_degree=model.config.tensor_parallel_degree,
+        dtype=str(model.config.dtype or paddle.get_default_dtype()),
+        base_model_name_or_path=model_config.model_name_or_path,
+    )
+    return LoRAModel(model, config)
+
+
+def adapter_weights(path: Path) -> dict[str, np.ndarray]:
+    """Read the weights of a LoRA directory, by the names of the model's state.
+
+    Raises:
+        ModelDirectoryError: the directory holds no LoRA weights.
+    """
+    if (path / PDPARAMS).is_file():
+        return paddle.load(str(path / PDPARAMS), return_numpy=True)
+    for name in (SAFETENSORS, "peft_model.safetensors"):
+        if (path / name).is_file():
+            from safetensors.numpy import load_file
+
+            return load_file(path / name)
+    there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    raise ModelDirectoryError(
+        f"{path} is not a LoRA directory: found {', '.join(there[:8]) or 'nothing'}; "
+        f"needed {CONFIG_FILE} and {PDPARAMS} or {SAFETENSORS}."
+    )
+
+
+def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Layer:
+    """Put a saved LoRA adapter on its base model.
+
+    Args:
+        model: the base model; it is changed in place.
+        path: a LoRA directory.
+        merge: add the adapter to the weights and return the plain model.
+
+    Returns:
+        A ``LoRAModel``, ready to train on or to compute with; the plain model when ``merge``.
+
+    Raises:
+        ModelDirectoryError: files are missing, or names or shapes do not fit the base model.
+    """
+    path = Path(path)
+    weights = adapter_weights(path)
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelDirectoryError(f"{path} holds LoRA weights but no {CONFIG_FILE}. Copy the whole directory.")
+    try:
+        config = LoRAConfig.from_pretrained(str(path))
+    except (ValueError, TypeError, json.JSONDecodeError) as error:
+        raise ModelDirectoryError(f"{path / CONFIG_FILE} cannot be read: {error}.") from error
+    config.tensor_parallel_degree = model.config.tensor_parallel_degree
+    names = linear_names(model)
+    for pattern in [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            log.debug("%s: target %s fits no layer of this model", path, pattern)
+    lora = LoRAModel(model, config)
+    check_fit(path, {k: list(v.shape) for k, v in lora.get_trainable_state_dict().items()}, weights)
+    lora.model.set_state_dict({k: paddle.to_tensor(v) for k, v in weights.items()})
+    if not merge:
+        return lora
+    lora.merge()
+    return lora.restore_original_model()
+
+
+def check_fit(path: Path, wanted: dict[str, list[int]], weights: dict[str, np.ndarray]) -> None:
+    """Compare adapter weights with what a model has room for.
+
+    Args:
+        path: where the weights come from, for the message.
+        wanted: shape by name.
+        weights: array by name.
+
+    Raises:
+        ModelDirectoryError: names are missing or left over, or shapes differ.
+    """
+    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    differing = [k for k in wanted if k in weights and list(weights[k].shape) != wanted[k]]
+    if not (missing or extra or differing):
+        return
+    found = []
+    if missing:
+        found.append(f"{len(missing)} of {len(wanted)} tensors are missing (first: {missing[0]})")
+    if extra:
+        found.append(f"{len(extra)} tensors have no place in this model (first: {extra[0]})")
+    if differing:
+        name = differing[0]
+        shapes = f"{name} is {list(weights[name].shape)}, the model needs {wanted[name]}"
+        found.append(f"{len(differing)} shapes differ (first: {shapes})")
+    raise ModelDirectoryError(
+        f"The adapter in {path} does not fit this base model: {'; '.join(found)}. Give the base it was trained on "
+        "(paddlesft.json in the adapter's directory names it)."
+    )
+
+
+def save_lora(model: LoRAModel, directory: Path) -> None:
+    """Write ``lora_model_state.pdparams`` and ``lora_config.json`` into an existing directory."""
+    model.save_pretrained(str(directory), save_model_config=False)

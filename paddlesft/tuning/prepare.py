@@ -1,0 +1,101 @@
+"""From a base model and a config to the model that is trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
+
+from paddlesft.errors import ConfigError
+from paddlesft.models.families import family_of
+from paddlesft.tuning.full import train_all_weights
+from paddlesft.tuning.lora import add_lora, load_lora, save_lora
+from paddlesft.tuning.prefix import add_prefix, load_prefix, save_prefix
+
+if TYPE_CHECKING:
+    from paddlesft.config import RunConfig
+
+log = logging.getLogger("paddlesft")
+
+
+def tuning_method(run_config: RunConfig) -> str:
+    """Return what a config asks for: ``"lora"``, ``"prefix"`` or ``"full"``.
+
+    Raises:
+        ConfigError: LoRA and Prefix-Tuning are both asked for.
+    """
+    lora, prefix = run_config.model.lora, run_config.model.prefix_tuning
+    if lora and prefix:
+        raise ConfigError("lora and prefix_tuning are both true; a run trains one of them. Set one to false.")
+    return "lora" if lora else "prefix" if prefix else "full"
+
+
+def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
+    """Make a base model trainable as the config says.
+
+    Adapter weights are drawn after seeding paddle with ``training.seed``: the same seed gives the same start, whatever
+    was computed before. With ``lora_path`` / ``prefix_path`` the adapter starts from that directory instead.
+
+    Args:
+        model: the base model; it is changed in place.
+        run_config: the resolved config.
+
+    Returns:
+        The model to train.
+
+    Raises:
+        ConfigError: keys that contradict each other or the model.
+        ModelDirectoryError: the adapter to start from does not fit.
+    """
+    method = tuning_method(run_config)
+    config, family = run_config.model, family_of(model.config)
+    paddle.seed(run_config.training.seed)
+    if method == "full":
+        return train_all_weights(model)
+    if method == "lora":
+        if not config.lora_path:
+            return add_lora(model, family, config)
+        tuned = load_lora(model, config.lora_path)
+        _use_saved_shape(run_config, "lora_rank", tuned.lora_config.r, config.lora_path)
+        _use_saved_shape(run_config, "lora_alpha", tuned.lora_config.lora_alpha, config.lora_path)
+        return tuned
+    if not config.prefix_path:
+        return add_prefix(model, family, config)
+    tuned = load_prefix(model, config.prefix_path)
+    _use_saved_shape(run_config, "num_prefix_tokens", tuned.prefix_config.num_prefix_tokens, config.prefix_path)
+    return tuned
+
+
+def _use_saved_shape(run_config: RunConfig, key: str, saved: int, path: str) -> None:
+    given = getattr(run_config.model, key)
+    if given == saved:
+        return
+    if run_config.was_set(key):
+        raise ConfigError(f"{key}: found {given}, but the adapter in {path} has {saved}. Leave the key out to use it.")
+    run_config.derive(key, saved, f"as in {path}")
+
+
+def save_adapter(model: nn.Layer, directory: Path) -> bool:
+    """Write the weights and the config of a model's adapter into an existing directory.
+
+    Returns:
+        False when the model has no adapter (full fine-tuning), in which case nothing is written.
+    """
+    if isinstance(model, LoRAModel):
+        save_lora(model, directory)
+    elif isinstance(model, PrefixModelForCausalLM):
+        save_prefix(model, directory)
+    else:
+        return False
+    return True
+
+
+def parameter_counts(model: nn.Layer) -> tuple[int, int]:
+    """Return how many numbers of a model are trained, and how many there are."""
+    sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)

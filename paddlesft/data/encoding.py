@@ -1,0 +1,75 @@
+"""Text pieces to token ids, so that pieces encoded one by one decode to the text they make together.
+
+A byte-level tokenizer encodes any piece as it stands. A SentencePiece tokenizer puts a space before every text it is
+given; behind the first piece that would be a space nobody wrote. Such a tokenizer encodes the piece behind an anchor
+whose own tokens are then taken away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+ANCHORS = ("\n", "]", ">", ".", "0", "|")
+PROBES = ((":", "Hello there"), (":", " Hello there"), ("]", "\n好的"))
+
+
+class TextEncoder:
+    """Encodes prompt and reply pieces with one tokenizer.
+
+    Args:
+        tokenizer: a PaddleNLP tokenizer, slow or fast.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special_ids = special_token_ids(tokenizer)
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        pad = tokenizer.pad_token_id
+        self.pad_token_id: int = pad if pad is not None else (self.eos_token_id if self.eos_token_id is not None else 0)
+        self._anchored = not all(self._joins(a, b) for a, b in PROBES)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that nothing stands before; no special tokens are added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def encode_with_special_tokens(self, text: str) -> list[int]:
+        """Return the ids of a text with the tokenizer's own around it, less an end-of-sequence behind it."""
+        ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        while len(ids) > 1 and ids[-1] == self.eos_token_id and ids[-1] != self.bos_token_id:
+            ids.pop()
+        return ids
+
+    def encode_behind(self, text: str) -> list[int]:
+        """Return the ids of a piece that other text stands before."""
+        if not text or not self._anchored:
+            return self.encode(text)
+        for anchor in ANCHORS:
+            alone, both = self.encode(anchor), self.encode(anchor + text)
+            if both[: len(alone)] == alone and len(both) > len(alone):
+                return both[len(alone) :]
+        return self.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _joins(self, first: str, second: str) -> bool:
+        return self.decode(self.encode(first) + self.encode(second)) == first + second
+
+
+def special_token_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the texts of a tokenizer's special tokens and their ids, added ones included."""
+    texts = [str(token) for token in tokenizer.all_special_tokens]
+    decoder = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    texts += [str(token) for token in decoder.values() if getattr(token, "special", False)]
+    nested = getattr(getattr(tokenizer, "tokenizer", None), "special_tokens", None)  # ChatGLM keeps its own table
+    if isinstance(nested, dict):
+        texts += list(nested)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    found: dict[str, int] = {}
+    for text in dict.fromkeys(texts):
+        index = tokenizer.convert_tokens_to_ids(text)
+        if isinstance(index, int) and (index != unknown or text == str(tokenizer.unk_token)):
+            found[text] = index
+    return found

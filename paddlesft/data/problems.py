@@ -1,0 +1,84 @@
+"""Rows that cannot be used: how one is described and how all of them become one error text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paddlesft.data.conversation import Source
+from paddlesft.errors import DataError
+
+SHOWN_IN_FULL = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why one row cannot be used.
+
+    Attributes:
+        source: the row's file and line.
+        field: path of the value inside the row, such as ``messages[2].role``; empty for the row as a whole.
+        found: what stands there.
+        allowed: what may stand there.
+    """
+
+    source: Source
+    field: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        place = f"field {self.field!r}: " if self.field else ""
+        return f"{self.source}  {place}found {self.found}; allowed: {self.allowed}"
+
+
+class RowProblem(Exception):
+    """Raised by a format's parser; the reader adds the place and collects it."""
+
+    def __init__(self, field: str, found: str, allowed: str) -> None:
+        super().__init__(f"{field}: found {found}; allowed: {allowed}")
+        self.field, self.found, self.allowed = field, found, allowed
+
+    def at(self, source: Source) -> Problem:
+        """Return the problem with its place."""
+        return Problem(source, self.field, self.found, self.allowed)
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Return a value as it is quoted in error texts: JSON, cut after ``limit`` characters."""
+    if value is None:
+        return "null"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listing(problems: Sequence[Problem], rows: int) -> str:
+    """Return the text that lists the problems: the first 20 in full, the rest counted by field.
+
+    Args:
+        problems: in the order found.
+        rows: how many rows were read, bad ones included.
+    """
+    bad_rows = len({problem.source for problem in problems})
+    verb = "row" if bad_rows == 1 else "rows"
+    lines = [f"{bad_rows} {verb} of {max(rows, bad_rows)} cannot be used:"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN_IN_FULL]]
+    rest = problems[SHOWN_IN_FULL:]
+    if rest:
+        kinds = Counter(problem.field.split("[")[0] or "row" for problem in rest)
+        counted = ", ".join(f"{field}: {count}" for field, count in kinds.most_common())
+        lines.append(f"  … and {len(rest)} more ({counted})")
+    lines.append("Nothing was trained or written. Correct or remove these rows, then run `paddlesft check-data` again.")
+    return "\n".join(lines)
+
+
+def raise_if_any(problems: Sequence[Problem], rows: int) -> None:
+    """Raise ``DataError`` with the full listing when there is at least one problem."""
+    if problems:
+        raise DataError(listing(problems, rows))

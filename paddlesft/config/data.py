@@ -16,11 +16,13 @@ class DataConfig:
 
     dataset_name_or_path: str | None = field(
         None,
-        "Directory with train.json and dev.json (or train/*.json and dev/*.json, test.json, quant.json), or one data "
-        "file, or a data set's hub name.",
+        "Directory with train.json and dev.json (or train/*.json and dev/*.json, test.json, quant.json), or one "
+        "data file.",
         aliases=("task_name_or_path",),
     )
-    task_name: str | None = field(None, "Subset of a hub data set.")
+    task_name: str | None = field(
+        None, "Subset of a hub data set.", no_effect="data is read from local files; give the subset's directory"
+    )
     train_dataset_path: list[str] | None = field(
         None, "Training files or directories, instead of dataset_name_or_path.", aliases=("train_dataset",)
     )
@@ -86,7 +88,7 @@ class DataConfig:
     )
     lazy: bool = field(False, "Read the training rows as they are needed instead of all at the start.")
     eval_with_do_generation: bool = field(
-        False, "Evaluate by generating replies (BLEU-4, ROUGE) instead of by loss and token accuracy."
+        False, "Also generate replies in evaluations and score them (BLEU-4, ROUGE-1/2/L)."
     )
     save_generation_output: bool = field(False, "Write generated replies to generated_output.json.")
     autoregressive: bool = field(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paddlesft.config.resolve import RunConfig
 
-SMALLER_IS_BETTER = ("loss", "perplexity", "ppl")
+SMALLER_IS_BETTER = ("loss", "perplexity")
 _HALF_KEYS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "amp_master_grad")
 
 

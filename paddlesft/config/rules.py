@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # the finding is dropped when one of them is wrong anyway.
 Finding = tuple[tuple[str, ...], str]
 
-_LOSS_METRICS = ("loss", "accuracy", "perplexity", "ppl")
+_LOSS_METRICS = ("loss", "perplexity", "accuracy")
 _GENERATION_METRICS = ("rouge1", "rouge2", "rougel", "bleu4")
 
 # Keys that only count together with another one: when it is off, whoever sets them is told.
@@ -195,19 +195,16 @@ def _best_model(run: RunConfig) -> Iterator[Finding]:
             f"eval_steps; found {training.save_steps} and {training.eval_steps}.",
         )
     metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    # With generation the loss is not computed, without it no reply is there to be scored.
-    possible = _GENERATION_METRICS if run.data.eval_with_do_generation else _LOSS_METRICS
+    possible = ("loss", "perplexity") if training.prediction_loss_only else _LOSS_METRICS
+    if run.data.eval_with_do_generation:
+        possible += _GENERATION_METRICS
     if metric not in possible:
-        other = "true" if not run.data.eval_with_do_generation else "false"
-        switch = f" With eval_with_do_generation: {other} there are others." if metric in _all_metrics() else ""
+        missing = "true" if metric in _GENERATION_METRICS else ""
         yield (
-            ("metric_for_best_model", "eval_with_do_generation"),
-            f"metric_for_best_model: found {metric!r}; this evaluation yields {', '.join(possible)}.{switch}",
+            ("metric_for_best_model", "eval_with_do_generation", "prediction_loss_only"),
+            f"metric_for_best_model: found {metric!r}; evaluation yields {', '.join(possible)}."
+            + (f" Set eval_with_do_generation: {missing} for {metric}." if missing else ""),
         )
-
-
-def _all_metrics() -> tuple[str, ...]:
-    return _LOSS_METRICS + _GENERATION_METRICS
 
 
 def _data(run: RunConfig) -> Iterator[Finding]:
@@ -266,8 +263,8 @@ def _needed(run: RunConfig) -> Iterator[Finding]:
     if training.do_train and not (data.dataset_name_or_path or data.train_dataset_path):
         yield (
             ("dataset_name_or_path", "train_dataset_path"),
-            "do_train is true, but no training data is named. Set dataset_name_or_path (a directory with train.json, a "
-            "file, a hub name) or train_dataset_path.",
+            "do_train is true, but no training data is named. Set dataset_name_or_path (a directory with train.json, or "
+            "a file) or train_dataset_path.",
         )
     if training.do_eval and not (data.dataset_name_or_path or data.eval_dataset_path or data.eval_split_ratio):
         yield (

@@ -49,7 +49,12 @@ class ScheduleConfig:
     )
     warmup_ratio: float = field(0.0, "Share of all steps used for warm-up.", minimum=0, maximum=1)
     warmup_steps: int = field(0, "Steps of warm-up; overrides warmup_ratio.", minimum=0)
-    decay_steps: int = field(0, "Steps over which the learning rate falls. 0: all.", minimum=0)
+    decay_steps: int = field(
+        0,
+        "Steps over which the learning rate falls. 0: all.",
+        minimum=0,
+        no_effect="the learning rate falls over all steps behind the warm-up",
+    )
     num_cycles: float = field(0.5, "Waves of the cosine schedule.", over=0)
     lr_end: float = field(1e-7, "Final learning rate of the polynomial schedule.", minimum=0)
     power: float = field(1.0, "Exponent of the polynomial schedule.", over=0)
@@ -105,7 +110,7 @@ class ScheduleConfig:
     )
     run_name: str | None = field(None, "Name of the run in those logs.")
     disable_tqdm: bool | None = field(None, "No progress bar. Unset: a bar on a terminal, none elsewhere.")
-    metrics_output_path: str | None = field(None, "Also write the metrics to this file.")
+    metrics_output_path: str | None = field(None, "Also write each process's metrics below this directory.")
     benchmark: bool = field(False, "Measure speed only: no evaluation, no checkpoints.")
 
 

@@ -112,3 +112,11 @@ class ImportGgufConfig:
     dtype: DType | None = field(
         None, "Type of the weights that are written. Unset: as in the file, float32 if quantized."
     )
+
+
+VERB_GROUPS: dict[str, type] = {
+    "predict": PredictConfig,
+    "chat": ChatConfig,
+    "merge-lora": MergeLoraConfig,
+    "import-gguf": ImportGgufConfig,
+}

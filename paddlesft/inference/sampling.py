@@ -94,6 +94,31 @@ class SamplingOptions:
         """Whether tokens are drawn at random. False where the options leave a single candidate."""
         return self.decode_strategy == "sampling" and self.temperature > 0 and self.top_k != 1 and self.top_p > 0
 
+    @classmethod
+    def from_config(cls, config: object, **changes: object) -> SamplingOptions:
+        """Read the options from a config that has keys of the same names.
+
+        Args:
+            config: e.g. ``PredictConfig`` or ``GenerationConfig``. ``max_new_tokens`` None means
+                ``max_length - src_length`` where the config has these.
+            changes: values that win over the config's.
+
+        Raises:
+            UserError: values out of range, or ``src_length`` leaves no room in ``max_length``.
+        """
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
+        values = {name: getattr(config, name) for name in names} | changes
+        if values.get("max_new_tokens") is None:
+            values.pop("max_new_tokens", None)
+            if hasattr(config, "max_length") and hasattr(config, "src_length"):
+                values["max_new_tokens"] = config.max_length - config.src_length
+                if values["max_new_tokens"] < 1:
+                    raise UserError(
+                        f"max_length is {config.max_length} and src_length {config.src_length}: no token is left for "
+                        "the reply. Set max_new_tokens, raise max_length or lower src_length."
+                    )
+        return cls(**values)
+
     def replace(self, **changes: object) -> SamplingOptions:
         """Return a copy with some values changed; it is validated again."""
         return dataclasses.replace(self, **changes)

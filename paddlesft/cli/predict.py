@@ -1,0 +1,163 @@
+"""``paddlesft predict``: answer the rows of a data file.
+
+    paddlesft predict --model_name_or_path DIR --data_file dev.json --output_file output.json --batch_size 8
+
+Each row becomes one JSON line {"src", "tgt", "output"}, written as it comes. The same command continues a run that was
+stopped. Without --data_file two sample questions are asked.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlesft.errors import DataError
+
+if TYPE_CHECKING:
+    from paddlesft.config.verbs import PredictConfig
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress when the output is not a terminal
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it.
+
+    Returns:
+        0; errors are raised.
+    """
+    from paddlesft.config import load_arguments
+    from paddlesft.config.verbs import PredictConfig
+
+    groups = {"predict": PredictConfig}
+    if "-h" in argv or "--help" in argv:
+        from paddlesft.config.reference import help_text
+
+        print(f"{__doc__}\n{help_text(groups)}")
+        return 0
+    configs, _, notices = load_arguments(groups, overrides=argv)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    config = configs["predict"]
+    if config.data_file is not None and not Path(config.data_file).is_file():
+        raise DataError(f"data_file: {config.data_file} is not a file. Leave it out to ask two sample questions.")
+    return _predict(config)
+
+
+def _predict(config: PredictConfig) -> int:
+    from rich.console import Console
+
+    from paddlesft.inference.device import use_device
+    from paddlesft.inference.loading import load_for_inference
+    from paddlesft.inference.prediction import (
+        DEFAULT_PROMPTS,
+        benchmark,
+        predict_file,
+        read_rows,
+        rows_of_prompts,
+    )
+    from paddlesft.inference.sampling import SamplingOptions
+
+    console = Console(highlight=False, soft_wrap=True)
+    options = SamplingOptions.from_config(config)
+    if config.data_file is None:
+        rows = rows_of_prompts(DEFAULT_PROMPTS[: config.max_samples])
+    else:
+        rows = read_rows(config.data_file, config.column_map, config.max_samples)
+    device = use_device(config.device)
+    loaded = load_for_inference(
+        config.model_name_or_path,
+        config.lora_path,
+        config.prefix_path,
+        config.dtype,
+        config.chat_template,
+        config.system_prompt,
+    )
+    adapter = f" with {loaded.adapter_kind} adapter {loaded.adapter}" if loaded.adapter else ""
+    console.print(f"Model: {loaded.directory}{adapter}, {loaded.model.config.dtype} on {device}", markup=False)
+    console.print(f"Rows: {len(rows)} from {config.data_file or 'the sample questions'}", markup=False)
+    how = "greedy"
+    if options.do_sample:
+        how = f"sampling with temperature {options.temperature}, top_p {options.top_p}, top_k {options.top_k}"
+        how += f", seed {options.seed}"
+    console.print(f"Generation: {how}, up to {options.max_new_tokens} new tokens, batches of {config.batch_size}")
+    if config.benchmark:
+        batch = rows[: config.batch_size]
+        console.print(
+            f"Benchmark: the first batch ({len(batch)} rows), every reply {options.max_new_tokens} tokens ..."
+        )
+        measured = benchmark(loaded, batch, options, config.src_length)
+        seconds = measured.prompt_seconds + measured.decode_seconds
+        console.print(f"IPS: {measured.generated_tokens / seconds:.1f} tokens/s, QPS: {measured.replies / seconds:.3f}")
+        console.print(str(measured))
+        return 0
+    progress = _Progress(console, len(rows), show_replies=config.data_file is None)
+    with progress:
+        report = predict_file(
+            loaded,
+            rows,
+            config.output_file,
+            options,
+            config.batch_size,
+            config.src_length,
+            config.overwrite,
+            progress.reply,
+        )
+    if report.repaired:
+        console.print("The last line of the earlier run was incomplete; its row was answered again.")
+    if report.kept:
+        console.print(f"{report.kept} of {report.rows} replies were there already and were kept.")
+    if report.throughput.replies:
+        console.print(str(report.throughput))
+        ended = report.finish_reasons["length"]
+        if ended:
+            console.print(f"{ended} replies ended at {options.max_new_tokens} tokens, unfinished (max_new_tokens).")
+    console.print(f"Replies: {config.output_file}", markup=False)
+    return 0
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere, whole replies where there are only a few."""
+
+    def __init__(self, console: Any, rows: int, show_replies: bool) -> None:
+        self._console = console
+        self._rows = rows
+        self._show_replies = show_replies
+        self._start = self._last_line = time.monotonic()
+        self._tokens = 0
+        self._bar = self._task = None
+        if console.is_terminal and not show_replies:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("predict", total=rows, rate="")
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def reply(self, index: int, row: Any, reply: Any) -> None:
+        """Show that a row was answered."""
+        self._tokens += reply.num_tokens
+        now = time.monotonic()
+        rate = f"{self._tokens / max(now - self._start, 1e-9):.1f} tokens/s"
+        if self._show_replies:
+            for title, text in (("Source", row.src), ("Target", row.tgt), ("Output", reply.text)):
+                self._console.print(f"***{title}***\n{text}", markup=False)
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=index + 1, rate=rate)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES or index + 1 == self._rows:
+            self._last_line = now
+            self._console.print(f"{index + 1}/{self._rows} rows, {rate}")

@@ -74,7 +74,8 @@ def load_arguments(
         groups: name -> dataclass; keys are unique over all of them.
         path: a flat JSON or YAML file, or None.
         overrides: arguments such as ``key=value`` or ``--key value``; the config file may be among them.
-        old_keys: names and values that are no longer ours and how to translate them.
+        old_keys: names and values that are no longer ours and how to translate them, besides the ``OLD_KEYS`` of the
+            groups.
 
     Returns:
         The filled instances by name, the origin of every key, and notices for the user.
@@ -169,6 +170,7 @@ class _Reader:
                 self.types[spec.name] = hints[spec.name]
                 for alias in spec.metadata.get("aliases", ()):
                     self.old_keys[alias] = same_meaning(spec.name)
+            self.old_keys.update(getattr(cls, "OLD_KEYS", {}))
         self.old_keys.update(old_keys)
         self.notices: list[str] = []
         self.problems: list[str] = []

@@ -113,8 +113,8 @@ def markdown(groups: Mapping[str, type], old_keys: Mapping[str, OldKey] | None =
             continue
         lines += [f"{mark} {section.title}", "", "| key | takes | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{spec.name}` | {_cell(describe_allowed(spec, tp))} | {_cell(_code(default_of(spec)))} | {_meaning(spec)} |"
-            for spec, tp in live
+            f"| `{s.name}` | {_cell(describe_allowed(s, tp))} | {_cell(_code(default_of(s)))} | {_meaning(s)} |"
+            for s, tp in live
         ]
         lines.append("")
     if unbuilt:

@@ -263,8 +263,8 @@ def _needed(run: RunConfig) -> Iterator[Finding]:
     if training.do_train and not (data.dataset_name_or_path or data.train_dataset_path):
         yield (
             ("dataset_name_or_path", "train_dataset_path"),
-            "do_train is true, but no training data is named. Set dataset_name_or_path (a directory with train.json, or "
-            "a file) or train_dataset_path.",
+            "do_train is true, but no training data is named. Set dataset_name_or_path (a directory with train.json, "
+            "or a file) or train_dataset_path.",
         )
     if training.do_eval and not (data.dataset_name_or_path or data.eval_dataset_path or data.eval_split_ratio):
         yield (

@@ -4,9 +4,10 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from paddlesft.config.fields import field
+from paddlesft.config.translation import OldKey, respelled
 
 DType = Literal["float32", "bfloat16", "float16"]
 DecodeStrategy = Literal["sampling", "greedy_search"]
@@ -43,6 +44,11 @@ class _ReplyConfig:
 @dataclass
 class PredictConfig(_ReplyConfig):
     """Predict"""
+
+    # PaddleNLP's default for "not quantized" is the word None.
+    OLD_KEYS: ClassVar[dict[str, OldKey]] = {
+        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized")
+    }
 
     data_file: str | None = field(None, "Rows to answer, in any of the training formats. Unset: two sample questions.")
     column_map: dict[str, str] | None = field(None, "Column names of plain tables, e.g. {prompt: question}.")

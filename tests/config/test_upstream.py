@@ -1,0 +1,184 @@
+"""Every key and every sample file that users bring from PaddleNLP and PaddleFormers is understood."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from paddlesft.config import RUN_GROUPS, load_run_config
+from paddlesft.config.loader import read_arguments
+from paddlesft.config.renamed import TRAINING_OLD_KEYS
+from paddlesft.config.verbs import MergeLoraConfig, PredictConfig
+from paddlesft.errors import ConfigError
+from tests.config.upstream_keys import SAMPLE_NAMES, TABLES, sample
+
+PREDICTOR = {"PaddleNLP 2.6.1 llm/predictor.py PredictorArgument", "PaddleNLP 2.6.1 llm/predictor.py ModelArgument"}
+KEYS = [
+    (table, key, default) for table, keys in TABLES.items() if table not in PREDICTOR for key, default in keys.items()
+]
+
+# Defaults of other tools that ask for something this version refuses, or that contradict their own type.
+REFUSED_DEFAULTS = {
+    ("PaddleFormers 1.2.0 cli/hparams/model_args.py VisionArguments", "tensor_model_parallel_size"),  # 4
+    ("PaddleFormers 1.2.0 cli/hparams/finetuning_args.py FinetuningArguments", "decay_steps"),  # null for an int
+}
+
+
+def read(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return read_arguments(RUN_GROUPS, path, (), TRAINING_OLD_KEYS)
+
+
+@pytest.mark.parametrize(("table", "key", "default"), KEYS, ids=[f"{t.split()[-1]}.{k}" for t, k, _ in KEYS])
+def test_every_key_is_known_and_its_default_is_accepted(table: str, key: str, default: object, tmp_path: Path) -> None:
+    loaded = read(tmp_path / "their.json", {key: default})
+    assert not [p for p in loaded.problems if "unknown key" in p]
+    if (table, key) in REFUSED_DEFAULTS:
+        assert loaded.problems
+    elif default is not None:
+        assert loaded.problems == []
+    if key not in loaded.origins:
+        assert loaded.notices or loaded.problems, f"{key} was dropped without a word"
+
+
+@pytest.mark.parametrize("table", sorted(PREDICTOR))
+def test_every_key_of_the_predictor_is_known(table: str, tmp_path: Path) -> None:
+    path = tmp_path / "their.json"
+    content = {k: v for k, v in TABLES[table].items() if v is not None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    loaded = read_arguments({"predict": PredictConfig}, path)
+    assert loaded.problems == []
+    assert loaded.instances["predict"].top_p == 0.7
+
+
+def outcome(name: str) -> str:
+    """What this version makes of a sample: it runs, or the capability that is missing."""
+    content = sample(name)
+    missing = [what for key, what in (("do_ptq", "quantization"), ("do_gptq", "quantization")) if content.get(key)]
+    for key, what in (("tensor_parallel_degree", "tensor"), ("pipeline_parallel_degree", "pipeline"),
+                      ("sharding_parallel_degree", "sharding")):  # fmt: skip
+        if content.get(key, 1) > 1:
+            missing.append(what)
+    return " ".join(missing)
+
+
+@pytest.mark.parametrize("name", SAMPLE_NAMES)
+def test_sample_files_load_or_name_the_capability_that_is_missing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "argument.json"
+    path.write_text(json.dumps(sample(name), indent=2), encoding="utf-8")
+    missing = outcome(name)
+    if not missing:
+        run = load_run_config(path)
+        assert run.model.model_name_or_path == sample(name)["model_name_or_path"]
+        assert run.training.learning_rate == sample(name)["learning_rate"]
+        assert any("fp16 is for GPUs" in n or "bf16 is for GPUs" in n for n in run.notices)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(path)
+    text = str(caught.value)
+    for word in missing.split():
+        assert re.search(rf"{word}\b.* is not built yet in this version", text), text
+    problems = [line for line in text.splitlines() if "argument.json:" in line and "problems in" not in line]
+    assert all("is not built yet in this version" in line for line in problems), text
+
+
+def test_the_fault_of_the_ptq_sample_is_read_as_its_default(tmp_path: Path) -> None:
+    content = {k: v for k, v in sample("llama/ptq_argument.json").items() if k != "do_ptq"}
+    loaded = read(tmp_path / "ptq.json", content)
+    assert loaded.problems == []
+    assert loaded.instances["quantization"].smooth_k_piece == 3
+    line = (tmp_path / "ptq.json").read_text().splitlines().index(' "smooth_k_piece": true,') + 1
+    why = "the samples of PaddleNLP 2.6 hold true for this number; 3 is its default"
+    assert f"{tmp_path}/ptq.json:{line}: smooth_k_piece: true is read as 3 ({why})." in loaded.notices
+
+
+PADDLEFORMERS_LORA = """\
+### data
+train_dataset_type: messages
+eval_dataset_type: messages
+train_dataset_path: ./data/sft/train.jsonl,./data/sft/more.jsonl
+train_dataset_prob: "0.8,0.2"
+eval_dataset_path: ./data/sft/dev.jsonl
+eval_dataset_prob: "1.0"
+max_seq_len: 8192
+packing: true
+mix_strategy: concat
+template_backend: custom
+template: qwen3
+
+### model
+model_name_or_path: Qwen/Qwen3-0.6B-Base
+_attn_implementation: flashmask
+
+### finetuning
+# base
+stage: SFT
+fine_tuning: LoRA
+lora_rank: 8
+lora_alpha: -1
+seed: 23
+do_train: true
+do_eval: true
+per_device_eval_batch_size: 1
+per_device_train_batch_size: 1
+num_train_epochs: 1
+max_steps: -1
+eval_steps: 100
+evaluation_strategy: steps
+save_steps: 100
+save_strategy: steps
+logging_steps: 1
+gradient_accumulation_steps: 4
+logging_dir: ./vdl_log
+output_dir: ./checkpoints/qwen3-sft-lora
+disable_tqdm: true
+eval_accumulation_steps: 16
+
+# train
+warmup_steps: 20
+learning_rate: 1.0e-4
+
+# performance
+tensor_model_parallel_size: 1
+pipeline_model_parallel_size: 1
+sharding: stage1
+recompute_granularity: full
+recompute_method: uniform
+recompute_num_layers: 1
+bf16: true
+fp16_opt_level: O2
+save_checkpoint_format: flex_checkpoint
+load_checkpoint_format: flex_checkpoint
+"""
+
+
+def test_a_paddleformers_file_loads_with_a_word_about_each_foreign_key(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
+    path = tmp_path / "lora.yaml"
+    path.write_text(PADDLEFORMERS_LORA, encoding="utf-8")
+    run = load_run_config(path)
+    assert (run.model.lora, run.model.prefix_tuning, run.model.lora_alpha) == (True, False, 16.0)
+    assert run.model.use_flash_attention is True
+    assert run.data.train_dataset_path == ["./data/sft/train.jsonl", "./data/sft/more.jsonl"]
+    assert run.data.train_dataset_prob == [0.8, 0.2]
+    assert (run.data.max_length, run.data.packing, run.data.eval_packing) == (8192, True, True)
+    assert (run.training.recompute, run.training.sharding) == (True, "")
+    spoken = {n.split(": ")[1].split()[0] for n in run.notices}
+    assert spoken >= {
+        "eval_dataset_prob", "max_seq_len", "template_backend", "template", "_attn_implementation", "stage", "fine_tuning",
+        "lora_alpha", "tensor_model_parallel_size", "pipeline_model_parallel_size", "recompute_method",
+        "recompute_num_layers", "save_checkpoint_format", "load_checkpoint_format", "eval_accumulation_steps",
+    }  # fmt: skip
+    lines = [int(n.split(":")[1]) for n in run.notices]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize("old", ["merge_lora_model_path", "output_path", "merge_model_path"])
+def test_every_name_of_the_merged_directory_is_known(old: str) -> None:
+    loaded = read_arguments({"merge": MergeLoraConfig}, None, ["--lora_path", "a", f"--{old}", "out"])
+    assert loaded.problems == []
+    assert loaded.instances["merge"].merge_model_path == "out"
+    assert bool(loaded.notices) == (old != "merge_model_path")

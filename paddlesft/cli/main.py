@@ -16,6 +16,7 @@ VERBS = {
     "demo": ("paddlesft.cli.demo", "fine-tune the embedded model on this machine and show the difference"),
     "doctor": ("paddlesft.cli.doctor", "check versions, device, memory and optional parts, and say what to do"),
     "train": ("paddlesft.cli.train", "fine-tune a model from one config file: LoRA, Prefix-Tuning or full"),
+    "check-data": ("paddlesft.cli.check_data", "check data files and show what would be trained"),
     "merge-lora": ("paddlesft.cli.merge_lora", "merge a LoRA adapter into its base model and prove the result"),
     "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),

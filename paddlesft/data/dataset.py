@@ -19,6 +19,7 @@ from paddlesft.data.reading import ReadResult, read_conversations
 from paddlesft.data.rendering import Rendered, Renderer
 from paddlesft.data.report import DataReport
 from paddlesft.data.sources import find_sources, has_split
+from paddlesft.data.streaming import StreamingSFTDataset
 from paddlesft.data.truncation import fit
 from paddlesft.errors import DataError
 
@@ -108,7 +109,9 @@ class SFTDataset:
         return self._fingerprint
 
 
-def build_dataset(data_config: Any, renderer: Renderer, split: str, seed: int = 42) -> tuple[SFTDataset, DataReport]:
+def build_dataset(
+    data_config: Any, renderer: Renderer, split: str, seed: int = 42
+) -> tuple[SFTDataset | StreamingSFTDataset, DataReport]:
     """Read, render, truncate and pack one split.
 
     Args:
@@ -118,11 +121,14 @@ def build_dataset(data_config: Any, renderer: Renderer, split: str, seed: int = 
         seed: of mixing and of setting evaluation rows aside.
 
     Returns:
-        The data set and the report about it.
+        The data set and the report about it; with ``lazy`` a ``StreamingSFTDataset`` for the training split.
 
     Raises:
         DataError: missing files, or bad rows, all of them listed.
     """
+    if data_config.lazy and split == "train":
+        stream = StreamingSFTDataset(data_config, renderer, split, seed)
+        return stream, stream.report
     read = read_split(data_config, split, seed)
     rows, report = render_conversations(read, renderer, data_config, split)
     packs = None
@@ -248,11 +254,7 @@ def render_conversations(
         report.notices.append(
             f"{tools_seen} rows list tools, which template {renderer.template.name!r} does not show to the model."
         )
-    lengths = [len(row.input_ids) for row in rows]
-    report.rows = len(rows)
-    report.tokens = sum(lengths)
-    report.trained_tokens = sum(row.num_trained for row in rows)
-    report.longest, report.median_length = max(lengths), int(np.median(lengths))
+    report.median_length = int(np.median([len(row.input_ids) for row in rows]))
     return rows, report
 
 
@@ -264,11 +266,7 @@ def _rendered_and_fitted(
     kept = []
     for sequence in sequences:
         fitted = fit(sequence, renderer, data_config.truncation, data_config.src_length, data_config.max_length)
-        report.truncated_rows += fitted.truncated
-        report.prompt_tokens_lost += fitted.prompt_tokens_lost
-        report.reply_tokens_lost += fitted.reply_tokens_lost
-        if fitted.row is None:
-            report.dropped_rows += 1
-        else:
+        report.count(fitted)
+        if fitted.row is not None:
             kept.append(fitted.row)
     return kept

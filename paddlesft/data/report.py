@@ -8,6 +8,7 @@ from typing import Any
 
 from paddlesft.data.collate import IGNORED
 from paddlesft.data.grouping import length_grouped_indices, padded_positions
+from paddlesft.data.truncation import Fitted
 
 
 @dataclass
@@ -55,6 +56,19 @@ class DataReport:
     fingerprint: str = ""
     lengths: list[int] = field(default_factory=list, repr=False)
 
+    def count(self, fitted: Fitted) -> None:
+        """Add what the truncation policy did to one sequence."""
+        self.truncated_rows += fitted.truncated
+        self.prompt_tokens_lost += fitted.prompt_tokens_lost
+        self.reply_tokens_lost += fitted.reply_tokens_lost
+        if fitted.row is None:
+            self.dropped_rows += 1
+            return
+        self.rows += 1
+        self.tokens += len(fitted.row.input_ids)
+        self.trained_tokens += fitted.row.num_trained
+        self.longest = max(self.longest, len(fitted.row.input_ids))
+
     @property
     def trained_share(self) -> float:
         """Trained tokens over all tokens."""
@@ -87,6 +101,7 @@ class DataReport:
             batch_size: adds the padding share of batches of this size.
             batching: further arguments of ``padding_share``.
         """
+        lengths = f"longest {self.longest:,}" + (f", median {self.median_length:,}" if self.median_length else "")
         how = "declared" if self.declared else "recognised"
         lines = [
             ("files", ", ".join(self.files[:3]) + (f" and {len(self.files) - 3} more" if len(self.files) > 3 else "")),
@@ -100,7 +115,7 @@ class DataReport:
             filled = sum(self.lengths) / (self.capacity * self.packs) if self.packs else 0.0
             lines.append(("packs", f"{self.packs:,} of {self.capacity:,} positions, {filled:.1%} filled"))
         lines += [
-            ("tokens", f"{self.tokens:,} (longest {self.longest:,}, median {self.median_length:,})"),
+            ("tokens", f"{self.tokens:,} ({lengths})"),
             ("trained tokens", f"{self.trained_tokens:,} ({self.trained_share:.1%})"),
         ]
         if batch_size:

@@ -78,7 +78,7 @@ def _sources(data_config: Any, split: str) -> list[DataSource]:
     place = data_config.dataset_name_or_path
     if place is None:
         return []
-    path = _existing(place, "dataset_name_or_path")
+    path = existing_path(place, "dataset_name_or_path")
     if path.is_file():
         # one file is the training data; other splits are taken from it only on request (eval_split_ratio)
         return [DataSource((_readable(path, "dataset_name_or_path"),))] if split == "train" else []
@@ -107,7 +107,7 @@ def _shares(data_config: Any, key: str, paths: int) -> list[float | None]:
 
 
 def _files_at(place: str, split: str, key: str) -> list[Path]:
-    path = _existing(place, key)
+    path = existing_path(place, key)
     if path.is_file():
         return [_readable(path, key)]
     files = _split_files(path, split) or _data_files(path)
@@ -119,7 +119,16 @@ def _files_at(place: str, split: str, key: str) -> list[Path]:
     return files
 
 
-def _existing(place: str, key: str) -> Path:
+def existing_path(place: str, key: str) -> Path:
+    """Return a path that exists.
+
+    Args:
+        place: as the user gave it.
+        key: where it was given, for the message.
+
+    Raises:
+        DataError: it does not exist; says what is there instead, or that a hub's name is no local path.
+    """
     path = Path(place).expanduser()
     if path.exists():
         return path

@@ -31,6 +31,8 @@ BUILTIN: dict[str, tuple[str, bool]] = {
     "chatglm2": ("chatglm2", True),
     "chatglm3": ("chatglm3", True),
 }
+# first line of a saved template before which the tokenizer's own special tokens go
+SPECIAL_TOKENS_MARK = "{#- tokenizer adds special tokens -#}\n"
 # names other tools use for the same templates
 BUILTIN_ALIASES = {
     "default": "plain", "empty": "plain", "vanilla": "plain", "none": "plain",
@@ -156,6 +158,26 @@ def load_template(tokenizer: Any, spec: str | None = None, model_dir: str | Path
     )
 
 
+def save_template(template: ChatTemplate, directory: str | Path) -> Path:
+    """Write a template into a model or adapter directory, so that whatever loads the directory uses it.
+
+    Args:
+        template: as used in training.
+        directory: the directory being written; its tokenizer files stay as they are.
+
+    Returns:
+        The file: ``chat_template.json`` for PaddleNLP's kind, else ``chat_template.jinja``.
+    """
+    directory = Path(directory)
+    if template.paddle is not None:
+        path, text = directory / "chat_template.json", template.source
+    else:
+        mark = SPECIAL_TOKENS_MARK if template.adds_special_tokens else ""
+        path, text = directory / "chat_template.jinja", mark + template.source
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def builtin_template(name: str, special_tokens: dict[str, Any]) -> ChatTemplate:
     """Return a built-in template for a tokenizer with these special tokens."""
     name = BUILTIN_ALIASES.get(name, name)
@@ -209,7 +231,8 @@ def paddle_template(name: str, content: Any, special_tokens: dict[str, Any]) -> 
 
 def _jinja(name: str, source: str, special_tokens: dict[str, Any]) -> ChatTemplate:
     _check_syntax(name, source)
-    return ChatTemplate(name, source, special_tokens)
+    marked = source.startswith(SPECIAL_TOKENS_MARK)
+    return ChatTemplate(name, source.removeprefix(SPECIAL_TOKENS_MARK), special_tokens, marked)
 
 
 def _check_syntax(name: str, source: str) -> None:

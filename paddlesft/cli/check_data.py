@@ -1,0 +1,161 @@
+"""``paddlesft check-data``: read a data set as training would, and show what would be trained.
+
+    paddlesft check-data data/train.jsonl
+    paddlesft check-data data/ --model_name_or_path embedded:smollm2 max_length=512
+    paddlesft check-data lora.json
+
+The path is a data file, a data directory or a training config. Without a model (and its tokenizer and template) only
+the rows are checked. Rows that cannot be used are listed with file and line, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlesft.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paddlesft.config.data import DataConfig
+    from paddlesft.config.model import ModelConfig
+    from paddlesft.config.training import TrainingConfig
+    from paddlesft.data.report import DataReport, Span
+
+SAMPLES_SHOWN = 2
+MOST_CHARACTERS = 1500  # of one sample on the screen
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it: a path, then keys of the training configuration.
+
+    Returns:
+        0; errors are raised.
+    """
+    if not argv or "-h" in argv or "--help" in argv:
+        print(f"{__doc__}\nusage: paddlesft check-data PATH [--model_name_or_path DIR] [key=value ...]\n")
+        print(
+            "keys: those of the data section of docs/config.md, such as max_length, truncation, chat_template, packing"
+        )
+        return 0 if argv else 2
+    groups, notices = _configuration(argv)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    from rich.console import Console
+
+    _check(Console(), **groups)
+    return 0
+
+
+def _configuration(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The model, data and training groups of the configuration, and notices about its keys."""
+    from paddlesft.config import RUN_GROUPS, load_arguments, load_run_config
+
+    path, overrides = argv[0], argv[1:]
+    if path.startswith("-") or "=" in path:
+        raise UserError(f"found {path!r} where the path of the data or of a training config belongs; put it first.")
+    if Path(path).is_file() and is_training_config(Path(path)):
+        config = load_run_config(path, overrides)
+        return {"model": config.model, "data": config.data, "training": config.training}, config.notices
+    if not Path(path).exists():
+        from paddlesft.data.sources import existing_path
+
+        existing_path(path, "check-data")
+    key = "dataset_name_or_path" if Path(path).is_dir() else "train_dataset_path"
+    # not load_run_config: its rules ask for what only training needs, such as output_dir
+    groups, _, notices = load_arguments(RUN_GROUPS, overrides=[f"{key}={path}", *overrides])
+    return {name: groups[name] for name in ("model", "data", "training")}, notices
+
+
+def is_training_config(path: Path) -> bool:
+    """Whether a file is a training config rather than data: YAML, or a JSON object with keys of the configuration."""
+    if path.suffix in (".yaml", ".yml"):
+        return True
+    if path.suffix != ".json":
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return False
+    known = {"model_name_or_path", "dataset_name_or_path", "train_dataset_path", "output_dir", "do_train"}
+    return isinstance(content, dict) and bool(known & set(content))
+
+
+def _check(console: Console, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> None:
+    from paddlesft.data.dataset import build_dataset, read_split
+    from paddlesft.data.report import first_sample_view
+    from paddlesft.data.sources import has_split
+
+    renderer = None
+    if model.model_name_or_path:
+        renderer = _renderer(model, data)
+    splits = ["train"]
+    if data.eval_split_ratio or has_split(data, "eval"):
+        splits.append("eval")
+    for split in splits:
+        if renderer is None:
+            read = read_split(data, split, training.seed)
+            rows = len(read.usable())
+            console.print(f"[bold]{split} data[/bold]: {rows:,} rows, all usable; format {read.format}")
+            continue
+        dataset, report = build_dataset(data, renderer, split, training.seed)
+        if data.lazy and split == "train":
+            console.print(f"[bold]{split} data[/bold] is streamed: the first rows of each file are checked, all usable")
+            continue
+        _print_report(console, report, data, training.per_device_train_batch_size)
+        if split == "train":
+            for index in range(min(SAMPLES_SHOWN, len(dataset))):
+                _print_sample(console, first_sample_view(dataset, renderer, index), index)
+    if renderer is None:
+        console.print("To see the tokens and what is trained, name a model: --model_name_or_path DIR")
+
+
+def _renderer(model: ModelConfig, data: DataConfig) -> Any:
+    from paddlesft.data.rendering import Renderer
+    from paddlesft.data.templates import load_template
+    from paddlesft.models import load_tokenizer, resolve_model
+
+    directory = resolve_model(model.tokenizer_name_or_path or model.model_name_or_path)
+    tokenizer = load_tokenizer(directory)
+    return Renderer(tokenizer, load_template(tokenizer, data.chat_template, directory), data.system_prompt)
+
+
+def _print_report(console: Console, report: DataReport, data: DataConfig, batch_size: int) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{report.split} data", title_justify="left", show_header=False)
+    multiple_of = data.pad_to_multiple_of or 1
+    for label, value in report.table(batch_size, length_grouping=data.length_grouping, multiple_of=multiple_of):
+        table.add_row(label, value)
+    console.print(table)
+    for notice in report.notices:
+        console.print(f"note: {notice}", markup=False)
+
+
+def _print_sample(console: Console, spans: list[Span], index: int) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    plain = not console.is_terminal
+    text, used = Text(), 0
+    trained = sum(span.tokens for span in spans if span.trained)
+    for number, span in enumerate(spans):
+        if number and span.segment != spans[number - 1].segment:
+            text.append("\n--- next row of the pack ---\n", style="dim")
+        shown = span.text[: max(0, MOST_CHARACTERS - used)]
+        used += len(span.text)
+        marked = f"⟦{shown}⟧" if plain and span.trained else shown  # colours do not reach a file or a pipe
+        text.append(marked, style="bold black on green" if span.trained else "")
+        if used > MOST_CHARACTERS:
+            text.append(" …", style="dim")
+            break
+    total = sum(span.tokens for span in spans)
+    console.print(
+        Panel(text, title=f"row {index + 1}: {trained} of {total} tokens trained (marked)", title_align="left")
+    )

@@ -18,7 +18,7 @@ from paddlesft.directories import new_directory
 from paddlesft.errors import EnvironmentProblem, ModelDirectoryError
 from paddlesft.models.gguf_tokenizer import write_tokenizer
 from paddlesft.models.provenance import fingerprint, write_provenance
-from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, write_weights
+from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weights
 
 logger = logging.getLogger("paddlesft")
 
@@ -96,13 +96,14 @@ class GGUFFile:
             ) from error
 
 
-def import_gguf(src: str | Path, dst: str | Path, overwrite: bool = False) -> Path:
+def import_gguf(src: str | Path, dst: str | Path, overwrite: bool = False, dtype: str | None = None) -> Path:
     """Turn a GGUF file into a model directory, complete or not at all.
 
     Args:
         src: a ``.gguf`` file of the llama architecture.
         dst: the directory to create.
         overwrite: replace ``dst`` when it has content.
+        dtype: float32, bfloat16 or float16; None keeps a 16-bit file's own and takes float32 for quantised ones.
 
     Returns:
         ``dst``.
@@ -112,20 +113,27 @@ def import_gguf(src: str | Path, dst: str | Path, overwrite: bool = False) -> Pa
         UserError: ``dst`` has content and ``overwrite`` is false.
     """
     with new_directory(dst, overwrite=overwrite) as scratch:
-        write_gguf_model(src, scratch)
+        write_gguf_model(src, scratch, dtype=dtype)
     return Path(dst)
 
 
-def write_gguf_model(src: str | Path, directory: Path, source_name: str | None = None) -> None:
+def write_gguf_model(
+    src: str | Path, directory: Path, source_name: str | None = None, dtype: str | None = None
+) -> None:
     """Fill an empty directory with the model of a GGUF file (see ``import_gguf``).
 
     Args:
+        src: the file.
+        directory: an empty scratch directory.
         source_name: what the provenance calls the source; the file's path when None.
+        dtype: as for ``import_gguf``.
     """
     gguf = GGUFFile(src)
-    config = model_config(gguf)
+    dtype = dtype or matrix_dtype(gguf)
+    config = model_config(gguf, dtype)
     tensors = {
-        name: NewTensor("F32", shape, make) for name, (shape, make) in sorted(paddle_tensors(gguf, config).items())
+        name: NewTensor(DTYPE[dtype], shape, make)
+        for name, (shape, make) in sorted(paddle_tensors(gguf, config).items())
     }
     _write_json(directory / "config.json", config)
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
@@ -143,13 +151,19 @@ def write_gguf_model(src: str | Path, directory: Path, source_name: str | None =
             "license": gguf.fields.get("general.license"),
             "stored_types": stored,
         },
-        dtype="float32",
+        dtype=dtype,
         fingerprint=fingerprint(directory),
     )
-    logger.info("imported %s: %d tensors (%s) as float32", gguf.path, len(tensors), ", ".join(stored))
+    logger.info("imported %s: %d tensors (%s) as %s", gguf.path, len(tensors), ", ".join(stored), dtype)
 
 
-def model_config(gguf: GGUFFile) -> dict[str, Any]:
+def matrix_dtype(gguf: GGUFFile) -> str:
+    """Return the type in which a file's matrices lose nothing: its own 16-bit type, else float32."""
+    types = {tensor.tensor_type.name for tensor in gguf.tensors.values() if len(tensor.shape) == 2}
+    return {"F16": "float16", "BF16": "bfloat16"}.get(types.pop(), "float32") if len(types) == 1 else "float32"
+
+
+def model_config(gguf: GGUFFile, dtype: str = "float32") -> dict[str, Any]:
     """Make config.json's content from a file's metadata; nothing is assumed that the file says.
 
     Raises:
@@ -202,8 +216,7 @@ def model_config(gguf: GGUFFile) -> dict[str, Any]:
         "pad_token_id": gguf.fields.get(
             "tokenizer.ggml.padding_token_id", gguf.fields.get("tokenizer.ggml.eos_token_id")
         ),
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": dtype,
     }
 
 

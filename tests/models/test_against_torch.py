@@ -63,34 +63,41 @@ def test_imported_smollm2_equals_transformers(smollm2: Path, oracle: Callable[..
         assert ours[: len(theirs)] == theirs
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"tie_word_embeddings": True, "num_key_value_heads": 4},
-        {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
-        {"rope_scaling_type": "linear", "rope_scaling_factor": 4.0},
-        {
-            "rope_scaling": {
-                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 128,
-            }
-        },
-    ],
-    ids=["gqa", "tied", "theta-eps", "linear-scaling", "llama3-scaling"],
-)  # fmt: skip
-def test_exported_and_converted_back(
-    overrides: dict, smollm2: Path, oracle: Callable[..., dict], tmp_path: Path
-) -> None:
+VARIANTS = {
+    "gqa": {},
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "theta": {"rope_theta": 500000.0},
+    "eps": {"rms_norm_eps": 1e-2},
+    "linear": {"rope_scaling_type": "linear", "rope_scaling_factor": 4.0},
+    "dynamic": {
+        "rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 4.0, "max_position_embeddings": 64, "seq_length": 64
+    },
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_and_converted_back(variant: str, smollm2: Path, oracle: Callable[..., dict], tmp_path: Path) -> None:
     """Each config field that changes the numbers survives both directions."""
     from paddlesft.models import load_model, write_hugging_face
     from tests.tiny_models import write_tiny_llama
 
-    source = write_tiny_llama(tmp_path / "tiny", smollm2, **overrides)
+    # Large weights make attention sharp: with the usual small ones positions hardly change the logits.
+    source = write_tiny_llama(tmp_path / "tiny", smollm2, initializer_range=0.3, **VARIANTS[variant])
     hf = write_hugging_face(source, tmp_path / "hf")
     prompts = [list(range(5, 205)), [9, 8, 7]]
-    difference, _ = compare(oracle, load_model(source), hf, prompts, tmp_path)
-    assert difference < 1e-5
-    again = paddle_logits(load_model(hf), prompts)
-    for ours, theirs in zip(again, paddle_logits(load_model(source), prompts)):
-        np.testing.assert_array_equal(ours, theirs)
+    model = load_model(source)
+    difference, _ = compare(oracle, model, hf, prompts, tmp_path)
+    ours = paddle_logits(model, prompts)
+    assert difference < 3e-5 * np.abs(ours[0]).max()
+    for once, again in zip(ours, paddle_logits(load_model(hf), prompts)):
+        np.testing.assert_array_equal(once, again)
+    if variant not in ("gqa", "tied"):
+        plain = write_tiny_llama(tmp_path / "plain", smollm2, initializer_range=0.3)
+        effect = np.abs(paddle_logits(load_model(plain), prompts)[0] - ours[0]).max()
+        assert effect > 1000 * difference, "the field has no effect on this model, so the test shows nothing"

@@ -1,0 +1,95 @@
+"""``paddlesft import-gguf``: turn a GGUF file into a model directory.
+
+    paddlesft import-gguf model.gguf models/mine
+    paddlesft import-gguf embedded:smollm2 models/smollm2
+
+FILE is a GGUF file of the llama architecture, or embedded:smollm2 for the model that comes with the [demo] extra.
+DIR is created, complete or not at all; FILE is only read.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from paddlesft.errors import UserError
+
+USAGE = "usage: paddlesft import-gguf FILE DIR [--overwrite] [--dtype TYPE]"
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it.
+
+    Returns:
+        0; errors are raised.
+    """
+    from paddlesft.config import load_arguments
+    from paddlesft.config.verbs import ImportGgufConfig
+
+    groups = {"import_gguf": ImportGgufConfig}
+    if "-h" in argv or "--help" in argv:
+        from paddlesft.config.reference import help_text
+
+        print(f"{__doc__}\n{USAGE}\n\n{help_text(groups)}")
+        return 0
+    (source, target), options = split_positionals(argv)
+    configs, _, notices = load_arguments(groups, overrides=options)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    config = configs["import_gguf"]
+
+    from paddlesft.models.embedded import PREFIX, embedded_gguf
+    from paddlesft.models.gguf import import_gguf
+
+    file = embedded_gguf(source.removeprefix(PREFIX)) if source.startswith(PREFIX) else Path(source)
+    began = time.perf_counter()
+    directory = import_gguf(file, target, overwrite=config.overwrite, dtype=config.dtype)
+    _show(file, directory, time.perf_counter() - began)
+    return 0
+
+
+def split_positionals(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separate FILE and DIR, which stand together before or behind the options, from the options.
+
+    Raises:
+        UserError: there are not two of them.
+    """
+    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[:2]):
+        return argv[:2], argv[2:]
+    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[-2:]):
+        return argv[-2:], argv[:-2]
+    raise UserError(f"FILE and DIR are needed; found: {' '.join(argv) or 'nothing'}. {USAGE}")
+
+
+def is_option(arg: str) -> bool:
+    """Tell options (``--key``, ``key=value``) from paths."""
+    return arg.startswith("-") or "=" in arg.partition("/")[0]
+
+
+def _show(file: Path, directory: Path, seconds: float) -> None:
+    from rich.console import Console
+
+    from paddlesft.models.directory import read_config
+    from paddlesft.models.provenance import read_provenance
+
+    console = Console(highlight=False, soft_wrap=True)
+    config, facts = read_config(directory), read_provenance(directory)
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    title = facts["source"].get("title") or file.stem
+    console.print(f"Imported {title} in {seconds:.1f} s", markup=False)
+    console.print(f"  from        {file} ({', '.join(facts['source']['stored_types'])})", markup=False)
+    console.print(
+        f"  model       {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
+        f"{heads} heads ({shared} key/value), vocabulary {config['vocab_size']}, "
+        f"context {config['max_position_embeddings']}"
+    )
+    console.print(f"  stored as   {facts['dtype']}")
+    console.print(f"  fingerprint {facts['fingerprint']}")
+    if facts["source"].get("license"):
+        console.print(f"  license     {facts['source']['license']}", markup=False)
+    console.print(f"Directory: {directory}", markup=False)
+    console.print(f"Next: paddlesft chat --model_name_or_path {directory}", markup=False)

@@ -1,0 +1,77 @@
+"""``paddlesft merge-lora``: merge a LoRA adapter into its base model and prove the result.
+
+    paddlesft merge-lora --lora_path output/lora --merge_model_path models/merged
+    python tools/merge_lora_params.py --model_name_or_path BASE --lora_path LORA --merge_model_path DIR
+
+The base may be left out when the adapter was trained by this package: the adapter names it. The merged directory
+appears only when its logits equal those of base + adapter within the bound of its type.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from paddlesft.errors import ConfigError
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it.
+
+    Returns:
+        0; errors are raised.
+    """
+    from paddlesft.config import load_arguments
+    from paddlesft.config.verbs import MergeLoraConfig
+
+    groups = {"merge_lora": MergeLoraConfig}
+    if "-h" in argv or "--help" in argv:
+        from paddlesft.config.reference import help_text
+
+        print(f"{__doc__}\n{help_text(groups)}")
+        return 0
+    configs, _, notices = load_arguments(groups, overrides=argv)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    config = configs["merge_lora"]
+    for key in ("lora_path", "merge_model_path"):
+        if getattr(config, key) is None:
+            raise ConfigError(
+                f"{key} is missing. "
+                "Example: paddlesft merge-lora --lora_path output/lora --merge_model_path models/merged"
+            )
+
+    from paddlesft.checkpoints.merge_lora import merge_lora
+    from paddlesft.inference.device import use_device
+
+    use_device(config.device)
+    report = merge_lora(
+        config.model_name_or_path,
+        config.lora_path,
+        config.merge_model_path,
+        dtype=config.dtype,
+        overwrite=config.overwrite,
+        force=config.force,
+    )
+    _show(report)
+    return 0
+
+
+def _show(report: object) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    checked = {"matches": "fingerprint matches", "unknown": "fingerprint unknown", "forced": "FORCED"}
+    whole = f", {report.replaced} weights replaced" if report.replaced else ""
+    console.print(f"Merged in {report.seconds:.1f} s")
+    console.print(f"  base     {report.base} ({checked[report.base_check]})", markup=False)
+    console.print(f"  update   {report.updated} layers, scaling {report.scaling:g}{whole}")
+    console.print(f"  type     {report.dtype} (summed in float32)")
+    console.print(f"  adapter  moves the logits by up to {report.effect:.2e}")
+    console.print(f"  proof    {report.comparison.sentence()}")
+    for notice in report.notices:
+        console.print(f"Note: {notice}", markup=False)
+    console.print(f"Directory: {report.output}", markup=False)
+    console.print(f"Next: paddlesft chat --model_name_or_path {report.output}", markup=False)

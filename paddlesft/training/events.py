@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
+    from paddlesft.data.report import Span
     from paddlesft.training.resume import Difference
 
 
@@ -93,8 +94,8 @@ class Observer:
     def data(self, split: str, report: Any) -> None:
         """A data set is ready (``DataReport``)."""
 
-    def first_sample(self, spans: Sequence[tuple[str, bool]]) -> None:
-        """The first training row as text, in spans with whether they are trained."""
+    def first_sample(self, spans: Sequence[Span]) -> None:
+        """The first training row as text, in spans that are trained or not."""
 
     def resumed(self, checkpoint: Path, step: int, differences: Sequence[Difference]) -> None:
         """The run goes on from a checkpoint; these are its differences from the run that wrote it."""

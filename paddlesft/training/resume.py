@@ -213,7 +213,7 @@ def find_checkpoint(
         newest = checkpoints[-1]
         step = checkpoint_step(newest) or 0
         return newest, [(p, reason) for p, reason in passed_over if _number(p) > step]
-    if resume is None and not overwrite:
+    if not overwrite:
         _refuse_foreign_content(output_dir, passed_over)
     return None, passed_over
 
@@ -231,7 +231,7 @@ def _refuse_foreign_content(output_dir: Path, passed_over: Sequence[tuple[Path, 
     foreign = [p.name for p in sorted(output_dir.iterdir()) if p.name not in own] if output_dir.is_dir() else []
     if foreign:
         raise CheckpointError(
-            f"output_dir: {output_dir} has content but no complete checkpoint to resume from: {', '.join(foreign[:5])}"
+            f"output_dir: {output_dir} has content that a new run would mix with: {', '.join(foreign[:5])}"
             f"{', ...' if len(foreign) > 5 else ''}. Choose another output_dir, or set overwrite_output_dir: true to "
             "write into this one."
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from paddle.io import DistributedBatchSampler
 
-MEGA_WINDOWS = 50  # length grouping sorts within this many steps, so that the order stays random beyond them
+from paddlesft.data.grouping import length_grouped_indices
 
 
 class StepSampler(DistributedBatchSampler):
@@ -47,7 +47,7 @@ class StepSampler(DistributedBatchSampler):
         self.num_replicas = num_replicas
         self.rank = rank
         self.shuffle = shuffle
-        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.lengths = lengths
         self.rows_per_step = micro_batch_size * micro_batches * num_replicas
         self.drop_last = drop_last and num_rows >= self.rows_per_step
         self.batch_size = micro_batch_size * micro_batches  # rows of one item, as paddle's DataLoader asks for it
@@ -63,21 +63,14 @@ class StepSampler(DistributedBatchSampler):
 
     def steps(self) -> list[np.ndarray]:
         """Return the rows of every step of the current epoch, over all ranks."""
-        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        order = generator.permutation(self.num_rows) if self.shuffle else np.arange(self.num_rows)
-        size = self.rows_per_step
-        if self.lengths is None:
-            steps = [order[i : i + size] for i in range(0, self.num_rows, size)]
+        if self.lengths is not None:
+            seed = self.seed * 1_000_003 + self.epoch
+            order = np.asarray(length_grouped_indices(self.lengths, self.rows_per_step, seed))
+        elif self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
         else:
-            steps = []
-            for start in range(0, self.num_rows, size * MEGA_WINDOWS):
-                mega = order[start : start + size * MEGA_WINDOWS]
-                mega = mega[np.argsort(-self.lengths[mega], kind="stable")]
-                steps += [mega[i : i + size] for i in range(0, len(mega), size)]
-            whole = [step for step in steps if len(step) == size]
-            rest = [step for step in steps if len(step) < size]
-            steps = [whole[i] for i in generator.permutation(len(whole))] + rest if self.shuffle else whole + rest
-        return steps[: len(self)]
+            order = np.arange(self.num_rows)
+        return [order[i * self.rows_per_step : (i + 1) * self.rows_per_step] for i in range(len(self))]
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():

@@ -51,6 +51,8 @@ class MicroBatches:
         self.size = micro_batch_size
 
     def __call__(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
+        if not rows:  # the last step of an epoch had no rows left for this rank
+            return [self.collator([{"input_ids": [0], "labels": [IGNORED]}])]
         return [self.collator(rows[i : i + self.size]) for i in range(0, len(rows), self.size)]
 
 
@@ -96,6 +98,7 @@ class SFTTrainer(Trainer):
         self.extra_metrics = extra_metrics
         self.meter: SpeedMeter | None = None
         self.run_log: RunLog | None = None
+        self.last_evaluation: tuple[int, dict[str, float]] | None = None
         self._bad_steps = 0
         self._resume_from: Path | None = None
         super().__init__(
@@ -249,7 +252,9 @@ class SFTTrainer(Trainer):
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
         metrics[f"{metric_key_prefix}_samples_per_second"] = round(sums.rows / max(seconds, 1e-9), 3)
         step = self.state.global_step
-        if self.run_log is not None:
+        if dataset is self.eval_dataset:
+            self.last_evaluation = (step, metrics)
+        if self.run_log is not None and self.last_evaluation == (step, metrics):
             self.run_log.append("eval", {"step": step, "epoch": self.state.epoch, **metrics})
         self.observer.evaluation(step, metrics)
         self.log(metrics)

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,11 +175,17 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
             log.debug("%s: target %s fits no layer of this model", path, pattern)
     lora = LoRAModel(model, config)
     check_fit(path, {k: list(v.shape) for k, v in lora.get_trainable_state_dict().items()}, weights)
-    lora.model.set_state_dict({k: paddle.to_tensor(v) for k, v in weights.items()})
+    fill(lora.model.state_dict(), weights)
     if not merge:
         return lora
     lora.merge()
     return lora.restore_original_model()
+
+
+def fill(state: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray]) -> None:
+    """Put weights into the tensors of the same names, in place; paddle's ``set_state_dict`` warns about all others."""
+    for name, array in weights.items():
+        state[name].set_value(paddle.to_tensor(array).astype(state[name].dtype))
 
 
 def check_fit(path: Path, wanted: dict[str, list[int]], weights: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.families import family_of
-from paddlesft.tuning.lora import check_fit
+from paddlesft.tuning.lora import check_fit, fill
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -98,7 +98,7 @@ def load_prefix(model: nn.Layer, path: str | Path) -> PrefixModelForCausalLM:
     prefix = PrefixModelForCausalLM(model, config, postprocess_past_key_value=family.prefix_postprocess_function())
     weights = paddle.load(str(path / PDPARAMS), return_numpy=True)
     check_fit(path, {k: list(v.shape) for k, v in prefix.prefix_encoder.state_dict().items()}, weights)
-    prefix.prefix_encoder.set_state_dict({k: paddle.to_tensor(v) for k, v in weights.items()})
+    fill(prefix.prefix_encoder.state_dict(), weights)
     return prefix
 
 

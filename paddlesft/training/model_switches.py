@@ -1,0 +1,36 @@
+"""Config keys that switch how a model computes, not what it is: recompute, flash attention, fused kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+if TYPE_CHECKING:
+    from paddlesft.config import RunConfig
+
+SWITCHES = (
+    "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
+    "recompute", "recompute_granularity", "no_recompute_layers", "recompute_use_reentrant",
+    "offload_recompute_inputs",
+)  # fmt: skip
+
+
+def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
+    """Hand the switches of a config to a model that is built already.
+
+    PaddleNLP's layers read some of them from the config at each step and keep others as attributes; both are set.
+    Recompute itself is turned on by the trainer, for layers that have an ``enable_recompute``.
+
+    Args:
+        model: a causal language model; its config and layers are changed.
+        run_config: the resolved config.
+    """
+    values = run_config.flat()
+    chosen: dict[str, Any] = {key: values[key] for key in SWITCHES if values.get(key) is not None}
+    for key, value in chosen.items():
+        setattr(model.config, key, value)
+    for layer in model.sublayers(include_self=True):
+        for key, value in chosen.items():
+            if key in layer.__dict__:
+                setattr(layer, key, value)

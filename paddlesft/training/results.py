@@ -1,0 +1,78 @@
+"""What a run leaves behind: the model or adapter, the metrics, the loss plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paddlesft.models.provenance import FILE as PROVENANCE
+from paddlesft.training.loss_plot import FILE as PLOT
+from paddlesft.training.loss_plot import plot_losses
+from paddlesft.training.run_log import read_log
+
+ALL_RESULTS = "all_results.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object; the file appears complete or not at all."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, Any]) -> None:
+    """Write ``{split}_results.json`` and add the metrics to ``all_results.json``.
+
+    Args:
+        output_dir: the run's directory.
+        split: train, eval or test.
+        metrics: JSON values.
+    """
+    write_json(output_dir / f"{split}_results.json", metrics)
+    path = output_dir / ALL_RESULTS
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**before, **metrics})
+
+
+def save_final_model(output_dir: Path, write_weights: Callable[[Path], None]) -> None:
+    """Write the trained model or adapter into the run's directory.
+
+    It is written into a hidden directory first; ``paddlesft.json`` moves last, so that a directory with that file is
+    complete.
+
+    Args:
+        output_dir: the run's directory.
+        write_weights: writes the content into a directory.
+    """
+    scratch = output_dir / ".final.incomplete"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write_weights(scratch)
+    (output_dir / PROVENANCE).unlink(missing_ok=True)
+    for path in sorted(scratch.iterdir(), key=lambda p: p.name == PROVENANCE):
+        os.replace(path, output_dir / path.name)
+    scratch.rmdir()
+
+
+def save_plot(output_dir: Path, title: str) -> Path | None:
+    """Draw ``loss.png`` from the run's log; returns None when there is too little to draw."""
+    return plot_losses(read_log(output_dir), output_dir / PLOT, title)
+
+
+def remove_earlier_run(output_dir: Path) -> list[str]:
+    """Remove the checkpoints, logs and metrics of an earlier run from a directory that is to be overwritten.
+
+    Other files are left alone.
+
+    Returns:
+        The names of what was removed.
+    """
+    patterns = ("checkpoint-*", ".checkpoint-*", "train_log.jsonl", PLOT, "*_results.json", "trainer_state.json")
+    found = [path for pattern in patterns for path in sorted(output_dir.glob(pattern))]
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [path.name for path in found]

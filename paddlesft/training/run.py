@@ -1,0 +1,267 @@
+"""One training run, from the resolved config to the directory that it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+from paddlesft.errors import ConfigError
+from paddlesft.models.load import load_model, quiet_paddlenlp
+from paddlesft.models.provenance import base_facts
+from paddlesft.training import resume
+from paddlesft.training.arguments import training_arguments
+from paddlesft.training.checkpoint_saving import checkpoint_step
+from paddlesft.training.events import Observer, Plan
+from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
+from paddlesft.training.model_switches import set_model_switches
+from paddlesft.training.ranks import is_first_rank, world_size
+from paddlesft.training.results import remove_earlier_run, save_final_model, save_metrics, save_plot, write_json
+from paddlesft.training.run_inputs import RunInputs, read_inputs
+from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
+from paddlesft.training.weights_io import save_weights
+from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
+
+if TYPE_CHECKING:
+    from paddlesft.config import RunConfig
+
+log = logging.getLogger("paddlesft")
+
+
+@dataclass
+class TrainResult:
+    """What came out of a run.
+
+    Attributes:
+        output_dir: the run's directory; with ``do_train`` it is now a model directory (full) or adapter directory.
+        method: lora, prefix or full.
+        base: directory of the base model.
+        steps: optimizer steps done in all.
+        metrics: every metric of the run: ``train_loss``, ``eval_loss``, ...
+        resumed_from: the checkpoint the run went on from.
+        best_checkpoint: the one with the best metric.
+        plot: ``loss.png``.
+        seconds: time of the run.
+    """
+
+    output_dir: Path
+    method: str
+    base: Path
+    steps: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    resumed_from: Path | None = None
+    best_checkpoint: Path | None = None
+    plot: Path | None = None
+    seconds: float = 0.0
+
+
+def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResult:
+    """Do what a config asks for: train, evaluate, predict.
+
+    Args:
+        run_config: the resolved config; values derived on the way are recorded in it.
+        observer: told what happens.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: config, data, model or checkpoint cannot be used, or training diverged; the message says what to do.
+    """
+    begin = time.perf_counter()
+    observer = observer if observer is not None and is_first_rank() else Observer()
+    training = run_config.training
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ConfigError("Nothing to do: set do_train, do_eval or do_predict to true.")
+    method = tuning_method(run_config)
+    checkpoint = _find_start(run_config, observer) if training.do_train else None
+    arguments = training_arguments(run_config)
+    output_dir = Path(arguments.output_dir)
+    if is_first_rank():
+        run_config.save(output_dir)
+    observer.resolved_config(run_config)
+    with quiet_paddlenlp():
+        inputs = read_inputs(run_config, observer)
+        result = TrainResult(output_dir, method, inputs.base, resumed_from=checkpoint)
+        trainer = _build(run_config, arguments, inputs, observer, method, checkpoint)
+        if training.do_train:
+            _train(trainer, run_config, inputs, observer, result, checkpoint)
+        _evaluate(trainer, run_config, inputs, result)
+    result.seconds = time.perf_counter() - begin
+    observer.finished(result)
+    return result
+
+
+def _find_start(run_config: RunConfig, observer: Observer) -> Path | None:
+    training = run_config.training
+    output_dir = Path(training.output_dir or "").expanduser()
+    if not training.output_dir:
+        raise ConfigError("output_dir is not set: name the directory that receives checkpoints, logs and the result.")
+    given = training.resume_from_checkpoint
+    checkpoint, passed_over = resume.find_checkpoint(output_dir, given, training.overwrite_output_dir)
+    for path, reason in passed_over:
+        observer.warning(f"passed over {path.name}: {reason}")
+    if checkpoint is not None:
+        how = "as resume_from_checkpoint says" if given else "the newest complete checkpoint of output_dir"
+        observer.message(f"going on from {checkpoint} ({how})")
+    elif is_first_rank() and (removed := remove_earlier_run(output_dir)):
+        observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
+    return checkpoint
+
+
+def _build(
+    run_config: RunConfig,
+    arguments: Any,
+    inputs: RunInputs,
+    observer: Observer,
+    method: str,
+    checkpoint: Path | None,
+) -> SFTTrainer:
+    """Load the model, make it trainable and put the trainer around it."""
+    training = run_config.training
+    half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
+    pure = half if training.fp16_opt_level == "O2" else None
+    model = load_model(inputs.base, dtype=run_config.model.dtype or pure or "float32", for_training=True)
+    set_model_switches(model, run_config)
+    base = base_facts(inputs.base, run_config.model.model_name_or_path)
+    model = prepare_for_tuning(model, run_config)
+    if is_first_rank():
+        run_config.save(arguments.output_dir)  # with what followed from the model
+    train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")
+    facts = _provenance(run_config, inputs, method, base)
+    generation = None
+    if run_config.data.eval_with_do_generation:
+        write = run_config.data.save_generation_output and is_first_rank()
+        generation = GenerationEvaluation(
+            inputs.tokenizer,
+            sampling_options(run_config),
+            inputs.stop_token_ids,
+            inputs.renderer.pad_token_id,
+            training.per_device_eval_batch_size,
+            Path(arguments.output_dir) / OUTPUT_FILE if write else None,
+            observer.evaluating,
+        )
+    trainer = SFTTrainer(
+        model,
+        arguments,
+        inputs.collator(run_config),
+        train_set,
+        eval_set,
+        observer,
+        write_weights=lambda directory: save_weights(model, inputs.text_side, directory, facts),
+        length_grouping=run_config.data.length_grouping,
+        extra_metrics=generation,
+    )
+    if train_set is not None:
+        steps_per_epoch = len(trainer.step_sampler())
+        epochs = training.num_train_epochs
+        steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)
+        if steps < 1:
+            raise ConfigError(
+                f"num_train_epochs: {epochs} of {steps_per_epoch} steps per epoch is less than one step. Raise it, or "
+                "set max_steps."
+            )
+        identity = resume.run_identity(
+            run_config.flat(),
+            base["fingerprint"],
+            train_set.fingerprint,
+            {"data": world_size()},
+            steps,
+            steps_per_epoch,
+        )
+        trainer.write_identity = lambda directory: write_json(directory / resume.IDENTITY, identity)
+        if checkpoint is not None:
+            differences = resume.compare(resume.read_identity(checkpoint), identity)
+            observer.resumed(checkpoint, checkpoint_step(checkpoint) or 0, differences)
+            resume.refuse_breaking(checkpoint, differences, training.allow_resume_differences)
+        trained, parameters = parameter_counts(model)
+        observer.plan(
+            Plan(
+                method=method,
+                trained_parameters=trained,
+                parameters=parameters,
+                rows=len(train_set),
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                first_step=(checkpoint_step(checkpoint) or 0) if checkpoint else 0,
+                rows_per_step=trainer.step_sampler().rows_per_step,
+                device=paddle.get_device(),
+                ranks=world_size(),
+            )
+        )
+    return trainer
+
+
+def _provenance(run_config: RunConfig, inputs: RunInputs, method: str, base: Mapping[str, str]) -> dict[str, Any]:
+    data = run_config.data
+    facts: dict[str, Any] = {"source": f"paddlesft train, {method}", "method": method, "base": dict(base)}
+    if data.chat_template and inputs.text_side.template_file is None:
+        facts["chat_template"] = data.chat_template  # a built-in's name; a file is copied instead
+    if data.system_prompt:
+        facts["system_prompt"] = data.system_prompt
+    if "train" in inputs.datasets:
+        facts["data"] = {"fingerprint": inputs.datasets["train"].fingerprint, "files": inputs.reports["train"].files}
+    facts["seed"] = run_config.training.seed
+    return facts
+
+
+def _train(
+    trainer: SFTTrainer,
+    run_config: RunConfig,
+    inputs: RunInputs,
+    observer: Observer,
+    result: TrainResult,
+    checkpoint: Path | None,
+) -> None:
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    meter, state = trainer.meter, trainer.state
+    seconds = time.perf_counter() - begin
+    metrics = {
+        "train_loss": meter.mean_loss,
+        "train_steps": state.global_step,
+        "epoch": state.epoch,
+        "train_trained_tokens": meter.trained_tokens,
+        "train_runtime": round(seconds, 3),
+        "train_steps_per_second": round(meter.steps / max(meter.seconds, 1e-9), 4),
+        "train_rows": len(inputs.datasets["train"]),
+    }
+    result.steps = state.global_step
+    result.metrics |= metrics
+    if state.best_model_checkpoint:
+        result.best_checkpoint = Path(state.best_model_checkpoint)
+    if not is_first_rank():
+        return
+    save_final_model(result.output_dir, trainer.write_weights)
+    save_metrics(result.output_dir, "train", metrics)
+    state.save_to_json(str(result.output_dir / TRAINER_STATE))
+    name = run_config.model.model_name_or_path
+    result.plot = save_plot(result.output_dir, f"{name} · {result.method}")
+
+
+def _evaluate(trainer: SFTTrainer, run_config: RunConfig, inputs: RunInputs, result: TrainResult) -> None:
+    """Evaluate at the end, unless the model was just evaluated as it is; then answer the test data."""
+    for split in ("eval", "test"):
+        dataset = inputs.datasets.get(split)
+        if dataset is None:
+            continue
+        metrics = _last_evaluation(trainer) if split == "eval" else None
+        metrics = metrics or trainer.evaluate(dataset, metric_key_prefix=split)
+        result.metrics |= metrics
+        if is_first_rank():
+            save_metrics(result.output_dir, split, metrics)
+    if run_config.training.do_train and is_first_rank():
+        title = f"{run_config.model.model_name_or_path} · {result.method}"
+        result.plot = save_plot(result.output_dir, title) or result.plot
+
+
+def _last_evaluation(trainer: SFTTrainer) -> dict[str, float] | None:
+    if trainer.keep_best or trainer.last_evaluation is None:
+        return None
+    step, metrics = trainer.last_evaluation
+    return metrics if step == trainer.state.global_step else None

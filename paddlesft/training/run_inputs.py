@@ -1,0 +1,108 @@
+"""What a run reads before it trains: the base model's directory, tokenizer and template, the data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlesft.data.collate import Collator
+from paddlesft.data.dataset import SFTDataset, build_dataset
+from paddlesft.data.rendering import Renderer
+from paddlesft.data.report import DataReport, first_sample_view
+from paddlesft.data.templates import load_template
+from paddlesft.errors import ConfigError
+from paddlesft.models.families import family_of
+from paddlesft.models.load import load_config, load_tokenizer
+from paddlesft.models.resolve import resolve_model
+from paddlesft.training.weights_io import TextSide
+
+if TYPE_CHECKING:
+    from paddlesft.config import RunConfig
+    from paddlesft.training.events import Observer
+
+
+@dataclass
+class RunInputs:
+    """What a run reads.
+
+    Attributes:
+        base: directory of the base model.
+        tokenizer: its tokenizer, or the one of ``tokenizer_name_or_path``.
+        text_side: what of it goes into the directories that the run writes.
+        renderer: conversations -> tokens.
+        stop_token_ids: ids that end a reply.
+        datasets: by split: train, eval, test; only those that the run needs.
+        reports: about each of them.
+    """
+
+    base: Path
+    tokenizer: Any
+    text_side: TextSide
+    renderer: Renderer
+    stop_token_ids: list[int]
+    datasets: dict[str, SFTDataset]
+    reports: dict[str, DataReport]
+
+    def collator(self, run_config: RunConfig) -> Collator:
+        """Return what turns rows into batches."""
+        data = run_config.data
+        width = data.max_length if data.pad_to_max_length else None
+        return Collator(self.renderer.pad_token_id, data.pad_to_multiple_of, width)
+
+
+def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
+    """Resolve, load and prepare everything that a run reads, but for the weights.
+
+    Args:
+        run_config: the resolved config.
+        observer: told about each data set and the first training row.
+
+    Returns:
+        The inputs.
+
+    Raises:
+        ConfigError: no model is named, or packing is asked of a family that cannot.
+        ModelDirectoryError: the model or tokenizer cannot be used.
+        DataError: the data cannot be used.
+    """
+    model, data, training = run_config.model, run_config.data, run_config.training
+    if not model.model_name_or_path:
+        raise ConfigError(
+            "model_name_or_path is not set: name a model directory, a hub name, or embedded:smollm2 (the small model "
+            "that comes with the demo)."
+        )
+    base = resolve_model(model.model_name_or_path)
+    config = load_config(base)
+    family = family_of(config)
+    if data.packing and not family.packing:
+        raise ConfigError(
+            f"packing: true, but packed rows are not exact for family {family.name}. Set packing to false; "
+            "length_grouping: true saves padding too."
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and data.max_length > limit:
+        observer.warning(f"max_length {data.max_length} is longer than the {limit} positions this model was made for")
+    own_tokenizer = bool(model.tokenizer_name_or_path)
+    tokenizer_dir = resolve_model(model.tokenizer_name_or_path) if own_tokenizer else base
+    tokenizer = load_tokenizer(tokenizer_dir)
+    template = load_template(tokenizer, data.chat_template, tokenizer_dir)
+    renderer = Renderer(tokenizer, template, data.system_prompt)
+    template_file = Path(data.chat_template).expanduser() if data.chat_template else None
+    text_side = TextSide(tokenizer_dir, _template_file(template_file), own_tokenizer)
+    datasets, reports = {}, {}
+    for split, wanted in {"train": training.do_train, "eval": training.do_eval, "test": training.do_predict}.items():
+        if not wanted:
+            continue
+        datasets[split], reports[split] = build_dataset(data, renderer, split, training.seed)
+        observer.data(split, reports[split])
+    if "train" in datasets:
+        observer.first_sample(first_sample_view(datasets["train"], renderer))
+    stop = list(renderer.stop_token_ids)
+    return RunInputs(base, tokenizer, text_side, renderer, stop, datasets, reports)
+
+
+def _template_file(path: Path | None) -> Path | None:
+    if path is not None and path.is_dir():
+        path = next((path / n for n in ("chat_template.json", "chat_template.jinja") if (path / n).is_file()), None)
+    return path if path is not None and path.is_file() else None

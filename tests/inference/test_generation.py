@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -13,32 +12,11 @@ from paddlesft.errors import UserError
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
-from paddlesft.models import family_of, load_model, load_tokenizer
-from paddlesft.tuning.lora import add_lora
-from paddlesft.tuning.prefix import add_prefix
+from paddlesft.models import load_model, load_tokenizer
+from tests.inference.adapters import with_lora, with_prefix
 
 PROMPTS = [[11, 12, 13, 14, 15], [900], [31000, 5, 77, 402, 8, 1200, 17, 30], [44, 45]]
 GREEDY = SamplingOptions(max_new_tokens=12)
-
-
-def with_lora(model: paddle.nn.Layer) -> paddle.nn.Layer:
-    config = SimpleNamespace(
-        lora_rank=4, lora_alpha=16, lora_dropout=0.0, lora_bias="none", lora_target_modules=None, use_quick_lora=False,
-        rslora=False, lora_plus_scale=1.0, model_name_or_path="tiny",
-    )  # fmt: skip
-    wrapped = add_lora(model, family_of(model.config), config)
-    for name, value in wrapped.get_trainable_state_dict().items():
-        if "lora_B" in name:
-            value.set_value(paddle.randn(value.shape) * 0.1)
-    return wrapped
-
-
-def with_prefix(model: paddle.nn.Layer) -> paddle.nn.Layer:
-    config = SimpleNamespace(num_prefix_tokens=6, prefix_projection=False, prefix_projection_hidden_size=None)
-    wrapped = add_prefix(model, family_of(model.config), config)
-    for value in wrapped.prefix_encoder.state_dict().values():
-        value.set_value(paddle.randn(value.shape))
-    return wrapped
 
 
 @pytest.fixture(scope="module", params=["plain", "lora", "prefix"])

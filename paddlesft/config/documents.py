@@ -223,7 +223,8 @@ class _Builder:
     def _scalar(self, node: Any) -> Any:
         tag, text = node.tag.rpartition(":")[2], node.value
         if tag == "str":
-            return text
+            # A pair of escaped surrogates is one character; a lone one stays and is refused with its key.
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         try:
             if tag == "null":
                 return None

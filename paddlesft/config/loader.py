@@ -219,13 +219,13 @@ class _Reader:
         near = difflib.get_close_matches(entry.key, names, n=1, cutoff=0.6)
         if not near and entry.key.replace("-", "_").lower() in self.specs:
             near = [entry.key.replace("-", "_").lower()]
-        if near:
+        if isinstance(entry.value, dict):
+            hint = f" The file is flat: write the keys under {entry.key!r} at the top level."
+        elif near:
             old = self.old_keys.get(near[0])
             name = old.new if old and old.new and near[0] not in self.specs else near[0]
             self.doubtful.add(name)
             hint = f" Did you mean {name!r}?"
-        elif isinstance(entry.value, dict):
-            hint = f" The file is flat: write the keys under {entry.key!r} at the top level."
         else:
             hint = " All keys stand in docs/config.md."
         self.problems.append(f"{entry.where}: unknown key {entry.key!r}.{hint}")

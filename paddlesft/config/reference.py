@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -34,9 +35,7 @@ def sections(groups: Mapping[str, type]) -> Iterator[Section]:
         hints = field_types(cls)
         by_owner: dict[type, list[tuple[dataclasses.Field, Any]]] = {}
         for spec in dataclasses.fields(cls):
-            owner = next(
-                base for base in reversed(cls.__mro__) if spec.name in base.__dict__.get("__annotations__", {})
-            )
+            owner = next(base for base in reversed(cls.__mro__) if spec.name in inspect.get_annotations(base))
             by_owner.setdefault(owner, []).append((spec, hints[spec.name]))
         for owner, keys in by_owner.items():
             yield Section((owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip("."), keys)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.derived import number_of_processes
 from paddlesft.config.fields import default_of
+from paddlesft.config.training_parallel import is_sharding
 
 if TYPE_CHECKING:
     from paddlesft.config.resolve import RunConfig
@@ -131,7 +132,7 @@ def _lengths(run: RunConfig) -> Iterator[Finding]:
         )
     if data.pad_to_max_length and data.pad_to_multiple_of and data.max_length % data.pad_to_multiple_of:
         yield (
-            ("pad_to_max_length", "pad_to_multiple_o", "max_length"),
+            ("pad_to_max_length", "pad_to_multiple_of", "max_length"),
             f"max_length {data.max_length} is no multiple of pad_to_multiple_of "
             f"{data.pad_to_multiple_of}, yet pad_to_max_length is true. Change one of them.",
         )
@@ -301,17 +302,11 @@ def _schedule(run: RunConfig) -> Iterator[Finding]:
 
 def _processes(run: RunConfig) -> Iterator[Finding]:
     training = run.training
-    words = training.sharding.split()
-    stages = [word for word in words if word != "offload"]
-    if (
-        any(word not in ("stage1", "stage2", "stage3", "offload") for word in words)
-        or len(stages) > 1
-        or words == ["offload"]
-    ):
+    if not is_sharding(training.sharding):
         yield (
             ("sharding",),
-            f"sharding: found {training.sharding!r}; allowed: stage1, stage2 or stage3, each with or "
-            "without offload behind it, or nothing.",
+            f"sharding: found {training.sharding!r}; allowed: stage1, stage2 or stage3, each with or without offload "
+            "behind it, or nothing.",
         )
     elif training.sharding and number_of_processes() > 1:
         yield (

@@ -92,3 +92,9 @@ class ParallelConfig:
     )
     log_on_each_node: bool = field(True, "Log once per machine instead of once.")
     save_on_each_node: bool = field(False, "Save on every machine instead of the first.")
+
+
+def is_sharding(text: str) -> bool:
+    """Whether ``text`` is a value of the key sharding: at most one stage, with or without offload behind it."""
+    stage, _, behind = text.partition(" ")
+    return text == "" or (stage in ("stage1", "stage2", "stage3") and behind.strip() in ("", "offload"))

@@ -110,8 +110,13 @@ def check_type(value: Any, tp: Any) -> Any:
         except BadValue:
             continue
     for member in members(tp):
-        if typing.get_origin(member) is list and not isinstance(value, list | dict) and value is not None:
-            return [check_type(value, typing.get_args(member)[0])]
+        entry = typing.get_args(member)[0] if typing.get_origin(member) is list else None
+        if entry is None or typing.get_origin(entry) is list or value is None:
+            continue
+        try:
+            return [_check_member(value, entry)]
+        except BadValue:
+            continue
     raise BadValue(describe_type(tp))
 
 
@@ -137,9 +142,9 @@ def _check_member(value: Any, tp: Any) -> Any:
     if tp is str and isinstance(value, str) and _is_plain_text(value):
         return value
     if origin is list and isinstance(value, list):
-        return [check_type(entry, args[0]) for entry in value]
+        return [_check_member(entry, args[0]) for entry in value]
     if origin is dict and isinstance(value, dict):
-        return {check_type(key, args[0]): check_type(entry, args[1]) for key, entry in value.items()}
+        return {_check_member(key, args[0]): _check_member(entry, args[1]) for key, entry in value.items()}
     raise BadValue
 
 

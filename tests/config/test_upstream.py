@@ -168,8 +168,8 @@ def test_a_paddleformers_file_loads_with_a_word_about_each_foreign_key(tmp_path:
     assert (run.training.recompute, run.training.sharding) == (True, "")
     spoken = {n.split(": ")[1].split()[0] for n in run.notices}
     assert spoken >= {
-        "eval_dataset_prob", "max_seq_len", "template_backend", "template", "_attn_implementation", "stage", "fine_tuning",
-        "lora_alpha", "tensor_model_parallel_size", "pipeline_model_parallel_size", "recompute_method",
+        "eval_dataset_prob", "max_seq_len", "template_backend", "template", "_attn_implementation", "stage",
+        "fine_tuning", "lora_alpha", "tensor_model_parallel_size", "pipeline_model_parallel_size", "recompute_method",
         "recompute_num_layers", "save_checkpoint_format", "load_checkpoint_format", "eval_accumulation_steps",
     }  # fmt: skip
     lines = [int(n.split(":")[1]) for n in run.notices]

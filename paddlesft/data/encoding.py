@@ -3,13 +3,18 @@
 A byte-level tokenizer encodes any piece as it stands. A SentencePiece tokenizer puts a space before every text it is
 given; behind the first piece that would be a space nobody wrote. Such a tokenizer encodes the piece behind an anchor
 whose own tokens are then taken away.
+
+PaddleNLP's slow tokenizers read a special token that stands in a text ("</s>") as ordinary characters unless it was
+added by hand. A stop token spelled in letters would never stop anything, so the text is cut at special tokens here.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 ANCHORS = ("\n", "]", ">", ".", "0", "|")
+PLAIN_WORD = "word"
 PROBES = ((":", "Hello there"), (":", " Hello there"), ("]", "\n好的"))
 
 
@@ -28,13 +33,22 @@ class TextEncoder:
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else (self.eos_token_id if self.eos_token_id is not None else 0)
         self._anchored = not all(self._joins(a, b) for a, b in PROBES)
+        overlooked = any(self._plain(text) != [index] for text, index in self.special_ids.items())
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if overlooked else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that nothing stands before; no special tokens are added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self._encode_parts(text, behind=False)
 
     def encode_with_special_tokens(self, text: str) -> list[int]:
         """Return the ids of a text with the tokenizer's own around it, less an end-of-sequence behind it."""
+        if self._cut and self._cut.search(text):
+            # the tokenizer would overlook special tokens inside the text: take only what it puts before one
+            around = list(self.tokenizer(PLAIN_WORD, add_special_tokens=True)["input_ids"])
+            word = self._plain(PLAIN_WORD)
+            starts = (i for i in range(len(around)) if around[i : i + len(word)] == word)
+            return [*around[: next(starts, 0)], *self.encode(text)]
         ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
         while len(ids) > 1 and ids[-1] == self.eos_token_id and ids[-1] != self.bos_token_id:
             ids.pop()
@@ -42,20 +56,39 @@ class TextEncoder:
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the ids of a piece that other text stands before."""
-        if not text or not self._anchored:
-            return self.encode(text)
-        for anchor in ANCHORS:
-            alone, both = self.encode(anchor), self.encode(anchor + text)
-            if both[: len(alone)] == alone and len(both) > len(alone):
-                return both[len(alone) :]
-        return self.encode(text)
+        return self._encode_parts(text, behind=True)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def _encode_parts(self, text: str, behind: bool) -> list[int]:
+        if self._cut is None:
+            return self._behind(text) if behind else self._plain(text)
+        ids: list[int] = []
+        for part in self._cut.split(text):
+            if part in self.special_ids:
+                ids.append(self.special_ids[part])
+                behind = self.special_ids[part] != self.bos_token_id  # a text begins behind begin-of-sequence
+            else:
+                ids += self._behind(part) if behind else self._plain(part)
+                behind = behind or bool(part)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _behind(self, text: str) -> list[int]:
+        if not text or not self._anchored:
+            return self._plain(text)
+        for anchor in ANCHORS:
+            alone, both = self._plain(anchor), self._plain(anchor + text)
+            if both[: len(alone)] == alone and len(both) > len(alone):
+                return both[len(alone) :]
+        return self._plain(text)
+
     def _joins(self, first: str, second: str) -> bool:
-        return self.decode(self.encode(first) + self.encode(second)) == first + second
+        return self.decode(self._plain(first) + self._plain(second)) == first + second
 
 
 def special_token_ids(tokenizer: Any) -> dict[str, int]:

@@ -270,7 +270,8 @@ class Renderer:
         if first:
             adds = self.template.adds_special_tokens
             return self.encoder.encode_with_special_tokens(piece.text) if adds else self.encoder.encode(piece.text)
-        ids = self.encoder.encode_behind(piece.text)
+        apart = piece.reply and self.template.pieces_apart
+        ids = self.encoder.encode(piece.text) if apart else self.encoder.encode_behind(piece.text)
         return [*ids, self.encoder.eos_token_id] if piece.add_eos else ids
 
     # --- what the template does with a reply ------------------------------------------------------------------------

@@ -31,8 +31,9 @@ BUILTIN: dict[str, tuple[str, bool]] = {
     "chatglm2": ("chatglm2", True),
     "chatglm3": ("chatglm3", True),
 }
-# first line of a saved template before which the tokenizer's own special tokens go
-SPECIAL_TOKENS_MARK = "{#- tokenizer adds special tokens -#}\n"
+# first line of a saved template that the tokenizer's own special tokens go before, and of saved "plain"
+SPECIAL_TOKENS_MARK = "{#- the tokenizer adds its special tokens -#}\n"
+PLAIN_MARK = "{#- the tokenizer adds its special tokens; source and target are encoded apart -#}\n"
 # names other tools use for the same templates
 BUILTIN_ALIASES = {
     "default": "plain", "empty": "plain", "vanilla": "plain", "none": "plain",
@@ -50,6 +51,7 @@ class ChatTemplate:
         special_tokens: bos_token, eos_token, … as the template may use them.
         adds_special_tokens: whether the tokenizer's own prefix (BOS) goes before the text.
         paddle: the parsed chat_template.json, when it is one.
+        pieces_apart: whether a reply is encoded as if nothing stood before it, as PaddleNLP encodes ``tgt``.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ChatTemplate:
     special_tokens: dict[str, str] = field(default_factory=dict)
     adds_special_tokens: bool = False
     paddle: dict[str, Any] | None = None
+    pieces_apart: bool = False
 
     @property
     def stop_tokens(self) -> list[str]:
@@ -78,7 +81,9 @@ class ChatTemplate:
     @property
     def fingerprint(self) -> str:
         """sha256 of the template's text and of how it is applied."""
-        told = json.dumps([self.source, self.special_tokens, self.adds_special_tokens], default=str, sort_keys=True)
+        told = json.dumps(
+            [self.source, self.special_tokens, self.adds_special_tokens, self.pieces_apart], default=str, sort_keys=True
+        )
         return hashlib.sha256(told.encode()).hexdigest()
 
     def mentions(self, name: str) -> bool:
@@ -173,6 +178,7 @@ def save_template(template: ChatTemplate, directory: str | Path) -> Path:
         path, text = directory / "chat_template.json", template.source
     else:
         mark = SPECIAL_TOKENS_MARK if template.adds_special_tokens else ""
+        mark = PLAIN_MARK if template.pieces_apart else mark
         path, text = directory / "chat_template.jinja", mark + template.source
     path.write_text(text, encoding="utf-8")
     return path
@@ -183,7 +189,7 @@ def builtin_template(name: str, special_tokens: dict[str, Any]) -> ChatTemplate:
     name = BUILTIN_ALIASES.get(name, name)
     file, adds_special_tokens = BUILTIN[name]
     source = (BUILTIN_DIRECTORY / f"{file}.jinja").read_text(encoding="utf-8")
-    return ChatTemplate(name, source, special_tokens, adds_special_tokens)
+    return ChatTemplate(name, source, special_tokens, adds_special_tokens, pieces_apart=name == "plain")
 
 
 def template_from_file(path: Path, special_tokens: dict[str, Any]) -> ChatTemplate:
@@ -231,8 +237,9 @@ def paddle_template(name: str, content: Any, special_tokens: dict[str, Any]) -> 
 
 def _jinja(name: str, source: str, special_tokens: dict[str, Any]) -> ChatTemplate:
     _check_syntax(name, source)
-    marked = source.startswith(SPECIAL_TOKENS_MARK)
-    return ChatTemplate(name, source.removeprefix(SPECIAL_TOKENS_MARK), special_tokens, marked)
+    apart, marked = source.startswith(PLAIN_MARK), source.startswith((SPECIAL_TOKENS_MARK, PLAIN_MARK))
+    text = source.removeprefix(PLAIN_MARK).removeprefix(SPECIAL_TOKENS_MARK)
+    return ChatTemplate(name, text, special_tokens, marked, pieces_apart=apart)
 
 
 def _check_syntax(name: str, source: str) -> None:

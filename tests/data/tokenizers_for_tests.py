@@ -1,0 +1,62 @@
+"""Tokenizers of other kinds than the embedded model's, trained on a few sentences when a test needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog, twice.",
+    "What is the capital of France? The capital of France is Paris.",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+    "### Instruction: add 2 and 3 ### Response: 5",
+    "[INST] question [/INST] answer <<SYS>> system <</SYS>>",
+    "你好，世界。今天天气怎么样？我很好，谢谢。问：答：",
+    "def add(a, b):\n    return a + b\n",
+    "user assistant system tool Hello there! I can help you with that.",
+]
+
+
+def sentencepiece_llama(directory: Path) -> Any:
+    """A Llama tokenizer as Llama 1 and 2 have it: SentencePiece, dummy prefix space, byte fallback."""
+    import sentencepiece
+    from paddlenlp.transformers import LlamaTokenizer
+
+    text = directory / "corpus.txt"
+    text.write_text("\n".join(SENTENCES * 40), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(directory / "sp"), vocab_size=500, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", character_coverage=0.98, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+        remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    return LlamaTokenizer(str(directory / "sp.model"))
+
+
+def gpt2_bpe(directory: Path) -> Any:
+    """A GPT-2 tokenizer (slow class): byte-level BPE, one special token for begin, end and padding."""
+    from paddlenlp.transformers import GPTTokenizer
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(SENTENCES * 4, vocab_size=600, min_frequency=1, special_tokens=["<|endoftext|>"])
+    trained.save_model(str(directory))
+    return GPTTokenizer(
+        vocab_file=str(directory / "vocab.json"),
+        merges_file=str(directory / "merges.txt"),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        eol_token="<|endoftext|>",
+    )
+
+
+def exact_text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of ids put together by hand: PaddleNLP's decode of a SentencePiece tokenizer adds and drops spaces."""
+    if type(tokenizer).__name__ != "LlamaTokenizer":
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    data = b""
+    for piece in tokenizer.convert_ids_to_tokens(ids):
+        is_byte = len(piece) == 6 and piece.startswith("<0x")
+        data += bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode()
+    return data.decode()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 
-from paddlesft.quirks import aistudio_hub, mkl_on_amd, swiglu_warning, thread_default
+from paddlesft.quirks import aistudio_hub, mkl_on_amd, swiglu_warning, thread_default, thread_warning
 
 
 def prepare() -> None:
     """Set the process up for paddle. Values that the user has set are left alone."""
     mkl_on_amd.apply()
     thread_default.apply()
+    thread_warning.apply()
     aistudio_hub.apply()
     swiglu_warning.apply()
     # Spinning worker threads starve the other ranks when several processes share the cores.

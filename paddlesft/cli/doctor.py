@@ -7,6 +7,7 @@ import json
 import sys
 
 from paddlesft import environment
+from paddlesft.cli.main import program
 from paddlesft.environment import Finding, Report
 from paddlesft.known_versions import EMBEDDED_MODEL, EMBEDDED_MODEL_COMMAND
 
@@ -71,7 +72,7 @@ def show(report: Report) -> None:
     if problems:
         console.print(f"{problems} problem{'s' if problems > 1 else ''} found.")
     else:
-        console.print("Healthy. Next: paddlesft demo")
+        console.print(f"Healthy. Next: {program()} demo")
 
 
 def run(argv: list[str]) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from paddlesft import __version__
 from paddlesft.errors import PaddleSFTError, UserError
@@ -33,6 +35,16 @@ def usage() -> str:
         "usage: paddlesft VERB [options]\n\nverbs:\n" + "\n".join(lines) + "\n\n"
         "paddlesft VERB --help shows what a verb takes. First time here? Run: paddlesft demo\n"
     )
+
+
+def program() -> str:
+    """Return how this command can be called from the current directory: by name, else by path."""
+    script = Path(sys.executable).with_name("paddlesft")
+    if shutil.which("paddlesft") == str(script):
+        return "paddlesft"
+    if not script.is_file():
+        return f"{sys.executable} -m paddlesft"
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:

@@ -260,7 +260,8 @@ def next_steps(root: Path) -> str:
         "\nNext steps\n"
         f"  talk to it:     {command} chat --model_name_or_path {model}\n"
         f"  answer a file:  {command} predict --model_name_or_path {model} --data_file {questions}\n"
-        f"  your own data:  {command} train {config} train_dataset_path=yours.jsonl eval_dataset_path=null output_dir=out\n"
+        f"  your own data:  {command} train {config} output_dir=out train_dataset_path=yours.jsonl "
+        "eval_dataset_path=null eval_split_ratio=0.1\n"
         '                  one row per line: {"messages": [{"role": "user", "content": "..."}, '
         '{"role": "assistant", "content": "..."}]}'
     )

@@ -86,3 +86,30 @@ def oracle() -> Callable[..., dict]:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that looks like the repository's root but may be written to: its entries are links."""
+    root = tmp_path_factory.mktemp("checkout")
+    for entry in REPO.iterdir():
+        if entry.name not in {".git", ".pytest_cache", "demo_output", "checkpoints", "output"}:
+            (root / entry.name).symlink_to(entry)
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished_demo(checkout: Path) -> tuple[Path, str]:
+    """The real demo, run once as the README says: its output directory and what it printed."""
+    # the installation is there (this test runs in it); make must not start it again when files are newer
+    done = subprocess.run(
+        ["make", "--assume-old=.venv/.installed", "demo"],
+        cwd=checkout,
+        env={**os.environ, "COLUMNS": "110"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return checkout / "demo_output", done.stdout

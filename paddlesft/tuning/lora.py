@@ -16,6 +16,7 @@ from paddle import nn
 from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
+from paddlesft.models.load import quiet_paddlenlp
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -173,7 +174,8 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
     for pattern in [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules:
         if not any(re.fullmatch(pattern, name) for name in names):
             log.debug("%s: target %s fits no layer of this model", path, pattern)
-    lora = LoRAModel(model, config)
+    with quiet_paddlenlp():
+        lora = LoRAModel(model, config)
     check_fit(path, {k: list(v.shape) for k, v in lora.get_trainable_state_dict().items()}, weights)
     fill(lora.model.state_dict(), weights)
     if not merge:

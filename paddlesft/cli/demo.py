@@ -58,8 +58,11 @@ def run(argv: list[str]) -> int:
 
     from paddlesft.config import load_run_config
 
-    data = [f"{key}_dataset_path={SAMPLES / name}" for key, name in (("train", "identity"), ("eval", "identity_eval"))]
-    config = load_run_config(CONFIG, [f"{key}.jsonl" for key in data] + list(argv))
+    data = [
+        f"dataset_name_or_path={SAMPLES / 'identity.jsonl'}",
+        f"eval_dataset_path={SAMPLES / 'identity_eval.jsonl'}",
+    ]
+    config = load_run_config(CONFIG, [*data, *argv])
     if not config.model.lora:
         raise ConfigError("The demo trains LoRA, to show the merge: leave lora=true. For others: paddlesft train.")
     console = Console(highlight=False)
@@ -260,7 +263,7 @@ def next_steps(root: Path) -> str:
         "\nNext steps\n"
         f"  talk to it:     {command} chat --model_name_or_path {model}\n"
         f"  answer a file:  {command} predict --model_name_or_path {model} --data_file {questions}\n"
-        f"  your own data:  {command} train {config} output_dir=out train_dataset_path=yours.jsonl "
+        f"  your own data:  {command} train {config} output_dir=out dataset_name_or_path=yours.jsonl "
         "eval_dataset_path=null eval_split_ratio=0.1\n"
         '                  one row per line: {"messages": [{"role": "user", "content": "..."}, '
         '{"role": "assistant", "content": "..."}]}'

@@ -135,7 +135,7 @@ def broadcast_add(x: Tensor, y: Tensor) -> Tensor:
 
 
 def row_means(x: Tensor) -> Tensor:
-    """Return the mean of each row of ``x`` [n, w] as [n, 1]; a product with a column of 1/w, paddle's mean is slower."""
+    """Return the mean of each row of ``x`` [n, w] as [n, 1]: a product with a column of 1/w, for speed."""
     width = x.shape[-1]
     return _C_ops.matmul(x, mean_column(width), False, False)
 

@@ -6,9 +6,10 @@ import os
 
 import paddle
 from paddle import nn
-from paddlenlp.transformers.llama.modeling import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from paddlenlp.transformers.llama.modeling import LlamaAttention, LlamaLMHead, LlamaMLP, LlamaRMSNorm
 
 from paddlesft.models.fast.attention import FastAttention
+from paddlesft.models.fast.linear_cross_entropy import FastLMHead
 from paddlesft.models.fast.mlp import FastMLP
 from paddlesft.models.fast.rms_norm import FastRMSNorm
 from paddlesft.quirks import released_memory
@@ -18,6 +19,7 @@ SWAPS: dict[type[nn.Layer], type[nn.Layer]] = {
     LlamaRMSNorm: FastRMSNorm,
     LlamaAttention: FastAttention,
     LlamaMLP: FastMLP,
+    LlamaLMHead: FastLMHead,
 }
 
 
@@ -64,6 +66,8 @@ def fits(layer: nn.Layer) -> bool:
     if isinstance(layer, LlamaMLP):
         return layer.tensor_parallel_degree <= 1 and not layer.fuse_attention_ffn
     config = layer.config
+    if isinstance(layer, LlamaLMHead):
+        return config.tensor_parallel_degree <= 1 and not config.sequence_parallel
     if isinstance(layer, LlamaRMSNorm):
         return not config.use_fused_rms_norm and not config.sequence_parallel
     return (

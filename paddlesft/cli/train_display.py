@@ -115,9 +115,9 @@ class TrainDisplay:
         share = plan.trained_parameters / max(plan.parameters, 1)
         ranks = f" × {plan.ranks} processes" if plan.ranks > 1 else ""
         self._print(
-            f"[bold]{method}[/]: {plan.trained_parameters:,} of {plan.parameters:,} numbers are trained ({share:.2%}); "
-            f"{plan.rows:,} rows, {plan.rows_per_step} per step, {plan.steps_per_epoch} steps per epoch, "
-            f"[bold]{plan.steps} steps[/] on {plan.device}{ranks}"
+            f"[bold]{method}[/]: {plan.trained_parameters:,} of {plan.parameters:,} parameters are trained "
+            f"({share:.2%}); {plan.rows:,} rows, {plan.rows_per_step} per step, {plan.steps_per_epoch} steps per "
+            f"epoch, [bold]{plan.steps} steps[/] on {plan.device}{ranks}"
         )
 
     def estimate(self, seconds_per_step: float, seconds: float) -> None:

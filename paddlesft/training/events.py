@@ -19,8 +19,8 @@ class Plan:
 
     Attributes:
         method: lora, prefix or full.
-        trained_parameters: numbers that are trained.
-        parameters: numbers of the model, the adapter included.
+        trained_parameters: parameters that are trained.
+        parameters: those of the model, the adapter included.
         rows: training rows (packed rows when packing).
         steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of one epoch.

@@ -16,6 +16,7 @@ import paddle.nn.functional as F
 from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.models.families import family_of
+from paddlesft.quirks.finite_loss_of_nan import with_nan_kept
 from paddlesft.training.packed_attention import block_diagonal_mask
 
 IGNORED = -100
@@ -76,6 +77,15 @@ def hidden_states(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> paddle.Te
     return output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
 
 
+def trained_rows(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return the hidden states float [n, hidden] of the trained positions of a batch and their targets int64 [n]."""
+    flat = np.asarray(batch["labels"]).reshape(-1)
+    positions = np.flatnonzero(flat != IGNORED)
+    hidden = hidden_states(model, batch)
+    rows = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), paddle.to_tensor(positions))
+    return rows, paddle.to_tensor(flat[positions])
+
+
 def trained_logits(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Compute the logits of the trained positions of a batch.
 
@@ -86,13 +96,8 @@ def trained_logits(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[pa
     Returns:
         Logits float [n, vocabulary] and targets int64 [n], in reading order.
     """
-    labels = batch["labels"]
-    flat = np.asarray(labels).reshape(-1)
-    positions = np.flatnonzero(flat != IGNORED)
-    hidden = hidden_states(model, batch)
-    rows = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), paddle.to_tensor(positions))
-    logits = causal_lm(model).lm_head(rows.unsqueeze(0)).squeeze(0)
-    return logits, paddle.to_tensor(flat[positions])
+    rows, targets = trained_rows(model, batch)
+    return causal_lm(model).lm_head(rows.unsqueeze(0)).squeeze(0), targets
 
 
 def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> SupervisedLoss:
@@ -107,9 +112,14 @@ def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> Supervi
     """
     if not (np.asarray(batch["labels"]) != IGNORED).any():
         return SupervisedLoss(hidden_states(model, batch).sum().astype("float32") * 0.0, 0)
+    head = causal_lm(model).lm_head
+    if hasattr(head, "token_losses"):  # an accelerated model scores its targets without giving the logits away
+        rows, targets = trained_rows(model, batch)
+        return SupervisedLoss(head.token_losses(rows, targets).sum(), targets.shape[0])
     logits, targets = trained_logits(model, batch)
     with paddle.amp.auto_cast(False):
-        loss = F.cross_entropy(logits.astype("float32"), targets, reduction="sum")
+        logits = logits.astype("float32")
+        loss = with_nan_kept(F.cross_entropy(logits, targets, reduction="sum"), logits)
     return SupervisedLoss(loss, targets.shape[0])
 
 

@@ -9,12 +9,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddlesft.models.directory import TOKENIZER_FILES
 from paddlesft.models.provenance import FILE as PROVENANCE
+from paddlesft.models.provenance import read_provenance
 from paddlesft.training.loss_plot import FILE as PLOT
 from paddlesft.training.loss_plot import plot_losses
+from paddlesft.training.run_log import FILE as RUN_LOG
 from paddlesft.training.run_log import read_log
 
 ALL_RESULTS = "all_results.json"
+SOURCE = "paddlesft train"  # what ``source`` in paddlesft.json begins with
+RUN_FILES = (
+    "checkpoint-*", ".checkpoint-*", ".final.incomplete", RUN_LOG, PLOT, "*_results.json", "trainer_state.json",
+)  # fmt: skip
+MODEL_FILES = (
+    "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", PROVENANCE,
+    "lora_model_state.*", "lora_config.json", "prefix_model_state.pdparams", "prefix_config.json", "pre_caches.npy",
+)  # fmt: skip
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -64,15 +75,17 @@ def save_plot(output_dir: Path, title: str) -> Path | None:
 
 
 def remove_earlier_run(output_dir: Path) -> list[str]:
-    """Remove the checkpoints, logs and metrics of an earlier run from a directory that is to be overwritten.
+    """Remove what an earlier run has written into a directory that is to be overwritten.
 
-    Other files are left alone.
+    Model and adapter files go only when ``paddlesft.json`` says that a run of this package wrote them; others stay.
 
     Returns:
         The names of what was removed.
     """
-    patterns = ("checkpoint-*", ".checkpoint-*", "train_log.jsonl", PLOT, "*_results.json", "trainer_state.json")
-    found = [path for pattern in patterns for path in sorted(output_dir.glob(pattern))]
+    patterns = list(RUN_FILES)
+    if str(read_provenance(output_dir).get("source", "")).startswith(SOURCE):
+        patterns += [*MODEL_FILES, *TOKENIZER_FILES]
+    found = sorted({path for pattern in patterns for path in output_dir.glob(pattern)})
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return [path.name for path in found]

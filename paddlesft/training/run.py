@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from paddlesft.errors import ConfigError
+from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.provenance import base_facts
 from paddlesft.training import resume
@@ -21,7 +22,7 @@ from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
 from paddlesft.training.model_switches import set_model_switches
 from paddlesft.training.ranks import is_first_rank, world_size
-from paddlesft.training.results import remove_earlier_run, save_final_model, save_metrics, save_plot, write_json
+from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot, write_json
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
 from paddlesft.training.weights_io import save_weights
@@ -79,6 +80,7 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("Nothing to do: set do_train, do_eval or do_predict to true.")
     method = tuning_method(run_config)
+    _protect_base(run_config)
     checkpoint = _find_start(run_config, observer) if training.do_train else None
     arguments = training_arguments(run_config)
     output_dir = Path(arguments.output_dir)
@@ -95,6 +97,12 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     result.seconds = time.perf_counter() - begin
     observer.finished(result)
     return result
+
+
+def _protect_base(run_config: RunConfig) -> None:
+    base, output = run_config.model.model_name_or_path, run_config.training.output_dir
+    if base and output and Path(base).is_dir() and Path(base).resolve() == Path(output).expanduser().resolve():
+        raise ConfigError(f"output_dir: {output} is the base model's own directory. Choose another one.")
 
 
 def _find_start(run_config: RunConfig, observer: Observer) -> Path | None:
@@ -128,6 +136,7 @@ def _build(
     pure = half if training.fp16_opt_level == "O2" else None
     model = load_model(inputs.base, dtype=run_config.model.dtype or pure or "float32", for_training=True)
     set_model_switches(model, run_config)
+    accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
     if is_first_rank():
@@ -199,7 +208,7 @@ def _build(
 
 def _provenance(run_config: RunConfig, inputs: RunInputs, method: str, base: Mapping[str, str]) -> dict[str, Any]:
     data = run_config.data
-    facts: dict[str, Any] = {"source": f"paddlesft train, {method}", "method": method, "base": dict(base)}
+    facts: dict[str, Any] = {"source": f"{SOURCE}, {method}", "method": method, "base": dict(base)}
     if data.chat_template and inputs.text_side.template_file is None:
         facts["chat_template"] = data.chat_template  # a built-in's name; a file is copied instead
     if data.system_prompt:
@@ -261,7 +270,9 @@ def _evaluate(trainer: SFTTrainer, run_config: RunConfig, inputs: RunInputs, res
 
 
 def _last_evaluation(trainer: SFTTrainer) -> dict[str, float] | None:
-    if trainer.keep_best or trainer.last_evaluation is None:
+    if trainer.last_evaluation is None:
         return None
     step, metrics = trainer.last_evaluation
-    return metrics if step == trainer.state.global_step else None
+    best = trainer.state.best_model_checkpoint if trainer.keep_best else None
+    now = checkpoint_step(Path(best)) if best else trainer.state.global_step
+    return metrics if step == now else None

@@ -96,6 +96,6 @@ def save_adapter(model: nn.Layer, directory: Path) -> bool:
 
 
 def parameter_counts(model: nn.Layer) -> tuple[int, int]:
-    """Return how many numbers of a model are trained, and how many there are."""
+    """Return how many parameters of a model are trained, and how many there are."""
     sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)

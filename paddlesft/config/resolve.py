@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ class RunConfig:
         ]
         for key, value, origin in self.table():
             comment = "" if origin == "default" else f"  # {' '.join(origin.split())}"
-            lines.append(f"{key}: {value}{comment}")
+            lines.append(_escape_for_yaml(f"{key}: {value}{comment}"))
         target = directory / "run_config.yaml"
         _write(target, "\n".join(lines) + "\n")
         origins = {key: dataclasses.asdict(origin) for key, origin in self.origins.items()}
@@ -153,6 +154,12 @@ def load_run_config(path: str | Path | None = None, overrides: Sequence[str] = (
     run.notices = in_order_of_lines(run.notices + find_idle_keys(run))
     raise_problems(problems, loaded.path)
     return run
+
+
+def _escape_for_yaml(line: str) -> str:
+    """Escape characters that YAML refuses or takes for line breaks; JSON's own escapes are YAML's too."""
+    return re.sub(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]",
+                  lambda match: f"\\u{ord(match[0]):04x}", line)  # fmt: skip
 
 
 def _write(path: Path, text: str) -> None:

@@ -61,7 +61,7 @@ class PredictConfig(_ReplyConfig):
     mode: Literal["dynamic", "static"] = field(
         "dynamic", "Run the model step by step (dynamic) or an exported graph (static).", unbuilt="static inference"
     )
-    inference_model: bool = field(False, "Use fused inference kernels (GPU).", unbuilt="fused inference kernels")
+    inference_model: bool = field(False, "Use fused inference kernels (GPU).", unbuilt="inference by fused kernels")
     benchmark: bool = field(False, "Repeat the first batch, print tokens per second and requests per second.")
     quant_type: str | None = field(None, "Quantized inference.", unbuilt="quantized inference")
     model_prefix: str = field(

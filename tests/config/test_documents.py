@@ -190,7 +190,7 @@ def test_yaml_that_expands_without_end_is_refused(tmp_path: Path) -> None:
     assert "expands without end" in error_of(tmp_path, "\n".join(levels), "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: " + "[" * 5000])
+@pytest.mark.parametrize("text", ["a: " + "[" * 1500 + "]" * 1500])
 def test_yaml_nested_too_deeply_is_refused(tmp_path: Path, text: str) -> None:
     assert error_of(tmp_path, text, "run.yaml") == "run.yaml: not valid YAML: nested too deeply."
 
@@ -219,6 +219,6 @@ def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
     assert message == "run.yaml:2: the file is not UTF-8 text. Save it as UTF-8."
 
 
-@pytest.mark.parametrize("text", ["[1", "a: b: c", "*x", "{a: 1, a: 2}", "!mine 3", "[" * 5000])
+@pytest.mark.parametrize("text", ["[1", "a: b: c", "*x", "{a: 1, a: 2}", "!mine 3", "[" * 1500])
 def test_a_single_value_that_is_no_yaml_stays_text(text: str) -> None:
     assert parse_yaml_value(text) == text

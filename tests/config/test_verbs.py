@@ -1,0 +1,91 @@
+"""The keys of predict, chat, merge-lora and import-gguf."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddlesft.config import load_arguments
+from paddlesft.config.verbs import ChatConfig, ImportGgufConfig, MergeLoraConfig, PredictConfig
+from paddlesft.errors import ConfigError
+
+
+def load(cls: type, *tokens: str):
+    instances, _, notices = load_arguments({"verb": cls}, None, tokens)
+    return instances["verb"], notices
+
+
+PREDICTOR_COMMAND = """--model_name_or_path facebook/llama-7b --dtype float16 --batch_size 8 --mode dynamic --device gpu
+    --data_file ./data/dev.json --lora_path ./ckpt --decode_strategy sampling --top_p 0.9 --src_length 300
+    --max_length 512 --output_file out.json --quant_type None"""
+
+
+def test_a_command_of_paddlenlps_predictor_can_be_pasted() -> None:
+    config, notices = load(PredictConfig, *PREDICTOR_COMMAND.split())
+    assert (config.model_name_or_path, config.dtype, config.batch_size) == ("facebook/llama-7b", "float16", 8)
+    assert (config.top_p, config.src_length, config.max_length, config.quant_type) == (0.9, 300, 512, None)
+    assert (config.data_file, config.output_file, config.device) == ("./data/dev.json", "out.json", "gpu")
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (
+            "mode=static",
+            'mode: found "static" (text); static inference is not built yet in this version. '
+            'Remove the key or set it to "dynamic".',
+        ),
+        (
+            "inference_model=true",
+            "inference_model: found true (a boolean); inference by fused kernels is not built yet in this version. "
+            "Remove the key or set it to false.",
+        ),
+        (
+            "quant_type=weight_only_int8",
+            'quant_type: found "weight_only_int8" (text); quantized inference is not built yet in this version. '
+            "Remove the key or set it to null.",
+        ),
+        (
+            "decode_strategy=beam_search",
+            'decode_strategy: found "beam_search" (text); allowed: one of sampling, greedy_search.',
+        ),
+        ("batch_size=0", "batch_size: found 0 (an integer); allowed: an integer at least 1."),
+        ("lora_rank=8", "unknown key 'lora_rank'."),
+    ],
+)
+def test_what_predict_refuses(token: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(PredictConfig, token)
+    assert str(caught.value).startswith(f"command line: {message}")
+
+
+def test_keys_of_the_predictor_without_effect_are_said() -> None:
+    _, notices = load(PredictConfig, "--model_prefix", "llama", "--export_precache")
+    assert notices == [
+        "command line: model_prefix has no effect: it belongs to mode static, which this version does not have.",
+        "command line: export_precache has no effect: prefix_path alone is enough.",
+    ]
+
+
+def test_a_command_of_merge_lora_params_can_be_pasted() -> None:
+    config, notices = load(
+        MergeLoraConfig,
+        "--model_name_or_path",
+        "base",
+        "--lora_path",
+        "lora",
+        "--output_path",
+        "merged",
+        "--device",
+        "cpu",
+    )
+    assert (config.model_name_or_path, config.lora_path, config.merge_model_path) == ("base", "lora", "merged")
+    assert config.device == "cpu" and config.dtype is None
+    assert notices == ["command line: output_path: the name here is merge_model_path."]
+
+
+def test_chat_and_import() -> None:
+    config, _ = load(ChatConfig, "--model_name_or_path", "m", "--system", "Be brief.", "--history", "false")
+    assert (config.system_prompt, config.history, config.stream) == ("Be brief.", False, True)
+    config, _ = load(ImportGgufConfig, "--force")
+    assert config.overwrite is True

@@ -113,12 +113,12 @@ def load_for_inference(
     elif kind == "prefix":
         loaded = load_prefix(loaded, adapter)
     loaded.eval()
-    has_tokenizer = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer_directory = adapter if has_tokenizer else directory
+    tokenizer_directory = adapter if adapter is not None and brings_tokenizer(adapter) else directory
     tokenizer = load_tokenizer(tokenizer_directory)
-    template = load_template(
-        tokenizer, chat_template or recorded("chat_template", adapter, directory), tokenizer_directory
-    )
+    chat_template = chat_template or recorded("chat_template", adapter, directory)
+    if chat_template is None and adapter is not None and brings_template(adapter):
+        chat_template = str(adapter)
+    template = load_template(tokenizer, chat_template, tokenizer_directory)
     renderer = Renderer(tokenizer, template, system_prompt or recorded("system_prompt", adapter, directory))
     return Loaded(
         model=loaded,
@@ -137,6 +137,16 @@ def adapter_kind(directory: Path) -> str | None:
     if (directory / "config.json").is_file():
         return None
     return next((kind for kind, name in ADAPTER_CONFIGS.items() if (directory / name).is_file()), None)
+
+
+def brings_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a tokenizer, more than its chat template."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES if not name.startswith("chat_template"))
+
+
+def brings_template(directory: Path) -> bool:
+    """Whether a directory holds a chat template of its own."""
+    return any((directory / f"chat_template{ending}").is_file() for ending in (".json", ".jinja"))
 
 
 def check_adapter(adapter: Path, kind: str) -> None:

@@ -112,6 +112,16 @@ def test_template_and_system_message_of_the_training_are_used(tiny_llama: Path, 
     assert prompt.startswith("<|im_start|>system\nBe brief.")
 
 
+def test_a_template_file_beside_the_adapter_is_used(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", tiny_llama, "lora")
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    (adapter / "chat_template.jinja").write_text(source)
+    loaded = load_for_inference(adapter)
+    prompt = loaded.renderer.render_prompt([{"role": "user", "content": "Hi"}])
+    assert loaded.tokenizer.decode(prompt) == "[user]Hi<|im_end|>[assistant]"
+
+
 def test_directories_of_the_wrong_kind_are_explained(
     tiny_llama: Path, lora: Path, prefix: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ def prepare() -> None:
     # Spinning worker threads starve the other ranks when several processes share the cores.
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # paddle's C++ side announces its libraries on stderr, in the middle of progress lines; warnings still come.
+    os.environ.setdefault("GLOG_minloglevel", "1")
     # paddle's extension builder and jieba warn about tools that are not used here.
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

@@ -189,11 +189,11 @@ def comparison_table(before: Sequence[str], after: Sequence[str]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_lines=True)
-    for name, ratio in (("question", 2), ("base model", 4), ("after fine-tuning", 4)):
+    table = Table(show_lines=True, expand=True)
+    for name, ratio in (("question", 2), ("base model", 4), ("after fine-tuning", 3)):
         table.add_column(name, ratio=ratio, overflow="fold")
     for question, old, new in zip(QUESTIONS, before, after):
-        table.add_row(escape(question), escape(" ".join(old.split())), f"[green]{escape(' '.join(new.split()))}[/]")
+        table.add_row(escape(question), escape(shortened(old, 150)), f"[green]{escape(' '.join(new.split()))}[/]")
     return table
 
 
@@ -216,6 +216,7 @@ def observer(console: Console) -> Any:
                 TimeRemainingColumn(),
                 console=console,
                 transient=True,
+                refresh_per_second=4,
                 disable=not console.is_terminal,
             )
             self.task: Any = None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from paddlesft.errors import ConfigError
 
 _MOST_NODES = 100_000
+_DEEPEST = 50
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -204,6 +205,8 @@ class _Builder:
             raise self._error(node, "an alias (*) refers to itself or expands without end")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
+        if len(self.open) >= _DEEPEST:
+            raise self._error(node, "nested too deeply")
         self.open.append(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):

@@ -190,9 +190,10 @@ def test_yaml_that_expands_without_end_is_refused(tmp_path: Path) -> None:
     assert "expands without end" in error_of(tmp_path, "\n".join(levels), "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["a: " + "[" * 1500 + "]" * 1500])
-def test_yaml_nested_too_deeply_is_refused(tmp_path: Path, text: str) -> None:
-    assert error_of(tmp_path, text, "run.yaml") == "run.yaml: not valid YAML: nested too deeply."
+@pytest.mark.parametrize("depth", [60, 3000])
+def test_yaml_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
+    message = error_of(tmp_path, "a: " + "[" * depth + "]" * depth, "run.yaml")
+    assert message in ("run.yaml:1: nested too deeply.", "run.yaml: not valid YAML: nested too deeply.")
 
 
 def test_missing_file_names_where_it_was_looked_for(tmp_path: Path, monkeypatch) -> None:

@@ -103,7 +103,7 @@ def _json_lines(path: Path, lines: Iterator[str] | IO[str]) -> Iterator[Row | Pr
             continue
         source = Source(str(path), number)
         try:
-            yield _row(json.loads(line), source)
+            yield _row(json.loads(line.rstrip("\r\n")), source)
         except json.JSONDecodeError as error:
             yield _not_json(source, error)
 

@@ -93,8 +93,12 @@ class Conversation:
 
     @classmethod
     def of(cls, messages: list[dict[str, Any] | Message], tools: list[dict[str, Any]] | None = None) -> Conversation:
-        """Build a conversation from plain role/content dicts (chat front ends, tests)."""
-        made = [m if isinstance(m, Message) else Message(**{**m, "content": m.get("content") or ""}) for m in messages]
+        """Build a conversation from plain role/content dicts (chat front ends, tests); other keys are left out."""
+        made = []
+        for m in messages:
+            if not isinstance(m, Message):
+                m = Message(m["role"], m.get("content") or "", m.get("train"), m.get("tool_calls"), m.get("name"))
+            made.append(m)
         return cls(made, tools)
 
 

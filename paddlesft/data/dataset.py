@@ -238,6 +238,7 @@ def render_conversations(
     )
     problems: list[Problem] = list(read.problems)
     rows: list[Rendered] = []
+    marked = [c for c in read.conversations if _special_token_in(c, renderer)]
     tools_seen = sum(1 for conversation in read.conversations if conversation.tools)
     for conversation in read.conversations:
         try:
@@ -250,12 +251,23 @@ def render_conversations(
             f"No row of the {split} data is left: {report.dropped_rows} of {report.rows_read} were dropped because "
             f"they are longer than max_length={data_config.max_length}. Raise max_length or choose another truncation."
         )
+    if marked:
+        report.notices.append(
+            f"{len(marked)} rows have the text of a special token in a message ({marked[0].source}: "
+            f"{_special_token_in(marked[0], renderer)!r}); it is read as that token."
+        )
     if tools_seen and not renderer.template.mentions("tools"):
         report.notices.append(
             f"{tools_seen} rows list tools, which template {renderer.template.name!r} does not show to the model."
         )
     report.median_length = int(np.median([len(row.input_ids) for row in rows]))
     return rows, report
+
+
+def _special_token_in(conversation: Conversation, renderer: Renderer) -> str | None:
+    """The first special token's text inside a message; in a reply it would be a second stop token, for instance."""
+    found = (renderer.encoder.special_text.search(message.content) for message in conversation.messages)
+    return next((match.group() for match in found if match), None)
 
 
 def _rendered_and_fitted(

@@ -35,7 +35,9 @@ class TextEncoder:
         self._anchored = not all(self._joins(a, b) for a, b in PROBES)
         overlooked = any(self._plain(text) != [index] for text, index in self.special_ids.items())
         longest_first = sorted(self.special_ids, key=len, reverse=True)
-        self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if overlooked else None
+        # "(?!)" matches nothing: a tokenizer may have no special tokens at all
+        self.special_text = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+        self._cut = self.special_text if overlooked else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that nothing stands before; no special tokens are added."""
@@ -96,9 +98,9 @@ def special_token_ids(tokenizer: Any) -> dict[str, int]:
     texts = [str(token) for token in tokenizer.all_special_tokens]
     decoder = getattr(tokenizer, "added_tokens_decoder", None) or {}
     texts += [str(token) for token in decoder.values() if getattr(token, "special", False)]
-    nested = getattr(getattr(tokenizer, "tokenizer", None), "special_tokens", None)  # ChatGLM keeps its own table
-    if isinstance(nested, dict):
-        texts += list(nested)
+    for holder in (tokenizer, getattr(tokenizer, "tokenizer", None)):  # QWen and ChatGLM keep tables of their own
+        table = getattr(holder, "special_tokens", None)
+        texts += list(table) if isinstance(table, dict) else []
     unknown = getattr(tokenizer, "unk_token_id", None)
     found: dict[str, int] = {}
     for text in dict.fromkeys(texts):

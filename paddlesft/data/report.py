@@ -106,7 +106,7 @@ class DataReport:
         lines = [
             ("files", ", ".join(self.files[:3]) + (f" and {len(self.files) - 3} more" if len(self.files) > 3 else "")),
             ("format", f"{self.format} ({how})"),
-            ("template", self.template),
+            ("template", "the tokenizer's own" if self.template == "tokenizer" else self.template),
             ("rows", f"{self.rows_read:,}"),
         ]
         if self.rows != self.rows_read:

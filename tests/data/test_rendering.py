@@ -144,7 +144,9 @@ def test_our_ids_are_those_of_the_whole_text_where_the_tokenizer_reads_special_t
 
 def test_stop_tokens_in_slow_tokenizers_are_one_token(tokenizers: dict[str, Any]) -> None:
     spelled = tokenizers["sentencepiece"]("</s>", add_special_tokens=False)["input_ids"]
-    assert len(spelled) > 1, "if this fails paddlenlp reads special tokens in slow tokenizers; encoding.py can be simpler"
+    assert len(spelled) > 1, (
+        "if this fails paddlenlp reads special tokens in slow tokenizers; encoding.py can be simpler"
+    )
     for name in ("sentencepiece", "gpt2"):
         tokenizer = tokenizers[name]
         renderer = Renderer(tokenizer, load_template(tokenizer, "llama2"))
@@ -155,7 +157,9 @@ def test_a_system_prompt_fills_in_in_training_and_generation(tokenizers: dict[st
     tokenizer = tokenizers["smollm2"]
     renderer = Renderer(tokenizer, load_template(tokenizer, "chatml"), system_prompt="Be brief.")
     without = [{"role": "user", "content": "Hi"}]
-    assert renderer.render_prompt(without) == renderer.render_prompt([{"role": "system", "content": "Be brief."}, *without])
+    assert renderer.render_prompt(without) == renderer.render_prompt(
+        [{"role": "system", "content": "Be brief."}, *without]
+    )
     own = renderer.encoder.decode(renderer.render_prompt([{"role": "system", "content": "Sing."}, *without]))
     assert "Sing." in own and "Be brief." not in own
     trained = renderer.render(Conversation.of([*without, {"role": "assistant", "content": "Yes."}]))
@@ -214,7 +218,9 @@ def test_a_prompt_that_no_finished_turn_begins_with_is_refused(tokenizers: dict[
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     )
     renderer = Renderer(tokenizer, ChatTemplate("r1", source, dict(tokenizer.special_tokens_map)))
-    with pytest.raises(RowProblem, match=r"a prompt that ends in .*<think>.* while template 'r1' writes the same reply"):
+    with pytest.raises(
+        RowProblem, match=r"a prompt that ends in .*<think>.* while template 'r1' writes the same reply"
+    ):
         renderer.render(Conversation.of([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]))
 
 
@@ -247,7 +253,7 @@ def test_errors_say_what_is_wrong(tokenizers: dict[str, Any]) -> None:
     user, reply = Message("user", "Hi"), Message("assistant", "Hello")
     with pytest.raises(RowProblem, match=r"turns \(user, user\) that template 'llama2' refuses: .*alternation"):
         renderer.render(Conversation([user, user, reply]))
-    with pytest.raises(DataError, match="Cannot render the prompt: .*alternation"):
+    with pytest.raises(DataError, match=r"Cannot render the prompt: .*alternation"):
         renderer.render_prompt([user, user])
     with pytest.raises(RowProblem, match="found no reply; allowed: at least one assistant reply that is trained"):
         renderer.render(Conversation([user]))

@@ -1,0 +1,82 @@
+"""``paddlesft check-data`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from paddlesft.cli.check_data import is_training_config
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        '{"question": "What is 2+2?", "answer": "4, I think."}\n{"question": "And 3+3?", "answer": "6."}\n', "utf-8"
+    )
+    return path
+
+
+def test_report_and_marked_samples(run_cli: Run, rows: Path, smollm2: Path) -> None:
+    done = run_cli("check-data", rows, "--model_name_or_path", smollm2, "max_length=64")
+    assert done.returncode == 0, done.stderr
+    for part in ("columns (recognised)", "the tokenizer's own", "trained tokens", "0 rows cut, 0 dropped",
+                 "row 1: 6 of", "⟦4, I think.<|im_end|>⟧", "⟦6.<|im_end|>⟧"):  # fmt: skip
+        assert part in done.stdout, part
+
+
+def test_without_a_model_the_rows_are_checked(run_cli: Run, rows: Path) -> None:
+    done = run_cli("check-data", rows.parent)
+    assert done.returncode == 0, done.stderr
+    assert "train data: 2 rows, all usable; format columns" in done.stdout
+    assert "name a model: --model_name_or_path DIR" in done.stdout
+
+
+def test_bad_rows_exit_with_2_and_no_traceback(run_cli: Run, rows: Path) -> None:
+    with open(rows, "a", encoding="utf-8") as stream:
+        stream.write('{"question": "q", "answer": ""}\nnot json\n')
+    done = run_cli("check-data", rows)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "paddlesft check-data: 2 rows of 4 cannot be used:" in done.stderr
+    assert f"{rows}:3  field 'answer': found an empty string; allowed: a string that is not empty" in done.stderr
+    assert f"{rows}:4  found text that is not JSON" in done.stderr
+
+
+def test_a_training_config_names_the_data(run_cli: Run, rows: Path, smollm2: Path, tmp_path: Path) -> None:
+    config = tmp_path / "lora.json"
+    told = {"model_name_or_path": str(smollm2), "dataset_name_or_path": str(rows.parent), "output_dir": "out"}
+    config.write_text(json.dumps({**told, "lora": True, "do_train": True, "eval_split_ratio": 0.5}))
+    done = run_cli("check-data", config, "chat_template=chatml")
+    assert done.returncode == 0, done.stderr
+    assert "train data" in done.stdout and "eval data" in done.stdout and "chatml" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments(run_cli: Run, tmp_path: Path) -> None:
+    done = run_cli("check-data", tmp_path / "no.jsonl")
+    assert (done.returncode, "no.jsonl does not exist" in done.stderr) == (2, True)
+    done = run_cli("check-data", "max_length=3")
+    assert (done.returncode, "put it first" in done.stderr) == (2, True)
+    done = run_cli("check-data", "--help")
+    assert (done.returncode, "usage: paddlesft check-data PATH" in done.stdout) == (0, True)
+
+
+def test_configs_and_data_files_are_told_apart(tmp_path: Path) -> None:
+    for name, text, expected in [
+        ("a.yaml", "", True),
+        ("a.json", '{"model_name_or_path": "x"}', True),
+        ("b.json", '{"src": "q", "tgt": "a"}', False),
+        ("c.json", '[{"src": "q"}]', False),
+        ("d.json", '{"src": "q"}\n{"src": "q"}', False),
+        ("e.jsonl", "", False),
+    ]:
+        path = tmp_path / name
+        path.write_text(text)
+        assert is_training_config(path) == expected, name

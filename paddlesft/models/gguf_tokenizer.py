@@ -69,7 +69,13 @@ def write_tokenizer(gguf: GGUFFile, directory: Path) -> None:
     if not merges or not types or len(types) != len(tokens):
         raise ModelDirectoryError(f"{gguf.path}: the tokenizer's merges or token types are missing or incomplete.")
     added = [i for i, of in enumerate(types) if of in (CONTROL, USER_DEFINED)]
-    _write_bpe(directory / "tokenizer.json", tokens, merges, types, added, pre)
+    adds = [
+        (tokens[fields[f"tokenizer.ggml.{end}_token_id"]], fields[f"tokenizer.ggml.{end}_token_id"])
+        if fields.get(f"tokenizer.ggml.add_{end}_token")
+        else None
+        for end in ("bos", "eos")
+    ]
+    _write_bpe(directory / "tokenizer.json", tokens, merges, types, added, pre, adds)
 
     def text(key: str) -> str | None:
         index = fields.get(f"tokenizer.ggml.{key}_token_id")
@@ -97,8 +103,16 @@ def write_tokenizer(gguf: GGUFFile, directory: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_bpe(path: Path, tokens: list[str], merges: list[str], types: list[int], added: list[int], pre: str) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+def _write_bpe(
+    path: Path,
+    tokens: list[str],
+    merges: list[str],
+    types: list[int],
+    added: list[int],
+    pre: str,
+    adds: list[tuple[str, int] | None],
+) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -113,6 +127,10 @@ def _write_bpe(path: Path, tokens: list[str], merges: list[str], types: list[int
         special = types[index] == CONTROL
         token = AddedToken(tokens[index], special=special, normalized=False)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    if any(adds):
+        begin, end = adds
+        text = " ".join([*([begin[0]] if begin else []), "$A", *([end[0]] if end else [])])
+        tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=[a for a in adds if a])
     tokenizer.save(str(path))
 
 

@@ -24,8 +24,8 @@ One flat file, JSON or YAML, describes a run. Every key may also be given on the
     paddlesft train configs/smollm2/lora.yaml learning_rate=1e-3 --max_steps 20 --output_dir=out/try --do_eval
 
 - Names are exact. A name that does not exist is an error that shows the nearest one that does.
-- Types are exact: `"8"` is no number, `true` is no integer, `null` is allowed only where the table says so. An integer may
-  stand for a number, one value for a list of one. On the command line a list is `a,b` or `[a, b]`.
+- Types are exact: `"8"` is no number, `true` is no integer, `null` is allowed only where the table says so. An integer
+  may stand for a number, one value for a list of one. On the command line a list is `a,b` or `[a, b]`.
 - YAML is read by the rules of YAML 1.2: `no` is text, `1e-4` is a number.
 - All errors of a file come at once, each with its line, before any model is loaded.
 - Old names are accepted with a notice. An old and a new name with different values are an error.

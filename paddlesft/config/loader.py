@@ -120,7 +120,9 @@ def read_arguments(
         )
     document = read_document(paths[0]) if paths else []
     given = reader.canonical(_one_for_each_key(document, reader.problems))
-    given.update(reader.canonical(_last_for_each_key(command_line, reader.notices)))
+    overruling = reader.canonical(_last_for_each_key(command_line, reader.notices))
+    reader.check_overruled([item for key, item in given.items() if key in overruling])
+    given.update(overruling)
     instances, origins = reader.fill(given)
     return Loaded(
         instances, origins, reader.notices, reader.problems, reader.doubtful, Path(paths[0]) if paths else None
@@ -235,13 +237,8 @@ class _Reader:
         values: dict[str, Any] = {}
         origins = {key: DEFAULT for key in self.specs}
         for key, item in given.items():
-            spec = self.specs[key]
-            try:
-                value = check_type(item.value, self.types[key])
-                check_range(value, spec)
-            except BadValue:
-                self.doubtful.add(key)
-                self.problems.append(self._bad_value(item, spec))
+            fits, value = self._checked(item)
+            if not fits:
                 continue
             values[key] = value
             note = f"written as {item.entry.key}" if item.entry.key != key else ""
@@ -250,12 +247,29 @@ class _Reader:
                 if item.entry.where == PLACE
                 else Origin("file", item.entry.where, note)
             )
-            self._remark(item, spec, value)
+            self._remark(item, self.specs[key], value)
         instances = {
             name: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
             for name, cls in self.groups.items()
         }
         return instances, origins
+
+    def check_overruled(self, items: list[_Given]) -> None:
+        """Report values of the file that are wrong although the command line replaces them."""
+        for item in items:
+            self._checked(item)
+
+    def _checked(self, item: _Given) -> tuple[bool, Any]:
+        """Return whether the value fits its key, and the value as the key wants it; report it when it does not fit."""
+        spec = self.specs[item.key]
+        try:
+            value = check_type(item.value, self.types[item.key])
+            check_range(value, spec)
+        except BadValue:
+            self.doubtful.add(item.key)
+            self.problems.append(self._bad_value(item, spec))
+            return False, None
+        return True, value
 
     def _bad_value(self, item: _Given, spec: dataclasses.Field) -> str:
         allowed = describe_allowed(spec, self.types[spec.name])

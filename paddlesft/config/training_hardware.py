@@ -5,6 +5,8 @@ from typing import Literal
 
 from paddlesft.config.fields import field
 
+_AS_TRAINED = "evaluation computes in the number format of the training"
+
 
 @dataclass
 class HardwareConfig:
@@ -21,8 +23,8 @@ class HardwareConfig:
     )
     amp_master_grad: bool = field(False, "Keep gradients in float32 with O2.")
     scale_loss: float = field(32768.0, "First loss scale of fp16.", over=0)
-    bf16_full_eval: bool = field(False, "Evaluate entirely in bfloat16 (GPU).")
-    fp16_full_eval: bool = field(False, "Evaluate entirely in float16 (GPU).")
+    bf16_full_eval: bool = field(False, "Evaluate entirely in bfloat16 (GPU).", no_effect=_AS_TRAINED)
+    fp16_full_eval: bool = field(False, "Evaluate entirely in float16 (GPU).", no_effect=_AS_TRAINED)
     amp_custom_black_list: list[str] | None = field(None, "Operations kept in float32.")
     amp_custom_white_list: list[str] | None = field(None, "Operations done in the half type.")
 
@@ -37,7 +39,11 @@ class HardwareConfig:
     )
     no_recompute_layers: list[int] | None = field(None, "Layers whose activations are kept all the same.")
     recompute_use_reentrant: bool = field(False, "Use the implementation of recompute that re-enters the layer.")
-    refined_recompute: str = field("", "Operations left out of recompute, e.g. flash_attn:-1,mlp_row_ln:5.")
+    refined_recompute: str = field(
+        "",
+        "Operations left out of recompute.",
+        no_effect="recompute_granularity and no_recompute_layers decide that here",
+    )
     offload_recompute_inputs: bool = field(False, "Keep the inputs of recomputed layers in host memory (GPU).")
     offload_optim: bool = field(False, "Keep the optimiser state in host memory (GPU).")
     release_grads: bool = field(False, "Free gradients after each step instead of filling them with zero.")

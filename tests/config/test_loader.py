@@ -175,6 +175,16 @@ def test_old_and_new_name_with_the_same_value_are_fine(tmp_path: Path) -> None:
     assert load_arguments(GROUPS, path)[0]["training"].sharding_parallel_degree == 1
 
 
+def test_a_wrong_value_of_the_file_is_reported_although_the_command_line_replaces_it(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"lora_rank": "8"}')
+    assert error_of(path, "lora_rank=4") == 'run.json:1: lora_rank: found "8" (text); allowed: an integer at least 1.'
+
+
+def test_the_command_line_may_turn_off_what_is_not_built_yet(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"tensor_parallel_degree": 4}')
+    assert load_arguments(GROUPS, path, ["tensor_parallel_degree=1"])[0]["training"].tensor_parallel_degree == 1
+
+
 def test_the_command_line_may_overrule_an_old_name_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, '{"gradient_checkpointing": false}')
     assert load_arguments(GROUPS, path, ["recompute=true"])[0]["training"].recompute is True

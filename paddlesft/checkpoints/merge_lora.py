@@ -285,12 +285,13 @@ def _refuse_inside(output: Path, base: Path, adapter: Path) -> None:
 def _facts(
     adapter: Adapter, base: Path, base_fingerprint: str, check: str, dtype: str, comparison: Comparison, scratch: Path
 ) -> dict[str, Any]:
-    kept = {
-        key: value for key, value in adapter.provenance.items() if key in ("template", "config", "data_fingerprint")
-    }
-    base_facts = read_provenance(base)
-    if "template" not in kept and "template" in base_facts:
-        kept["template"] = base_facts["template"]
+    told = read_provenance(base)
+    if any((adapter.path / f"chat_template{ending}").is_file() for ending in (".json", ".jinja")):
+        told.pop("chat_template", None)  # the adapter's own file has been copied instead
+    told |= adapter.provenance
+    # Who asks the merged model has to write prompts as the training did.
+    kept = {key: told[key] for key in ("chat_template", "system_prompt") if key in told}
+    kept |= {key: adapter.provenance[key] for key in ("method", "data", "seed") if key in adapter.provenance}
     return {
         "kind": "model",
         "source": {"name": str(adapter.path.resolve()), "format": "merged_lora"},

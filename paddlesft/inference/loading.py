@@ -115,9 +115,9 @@ def load_for_inference(
     loaded.eval()
     tokenizer_directory = adapter if adapter is not None and brings_tokenizer(adapter) else directory
     tokenizer = load_tokenizer(tokenizer_directory)
-    chat_template = chat_template or recorded("chat_template", adapter, directory)
-    if chat_template is None and adapter is not None and brings_template(adapter):
+    if not chat_template and adapter is not None and brings_template(adapter):
         chat_template = str(adapter)
+    chat_template = chat_template or recorded("chat_template", adapter, directory)
     template = load_template(tokenizer, chat_template, tokenizer_directory)
     renderer = Renderer(tokenizer, template, system_prompt or recorded("system_prompt", adapter, directory))
     return Loaded(

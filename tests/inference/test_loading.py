@@ -112,6 +112,26 @@ def test_template_and_system_message_of_the_training_are_used(tiny_llama: Path, 
     assert prompt.startswith("<|im_start|>system\nBe brief.")
 
 
+def test_a_merged_model_is_asked_as_its_adapter_was(tiny_llama: Path, tmp_path: Path) -> None:
+    from paddlesft.checkpoints.merge_lora import merge_lora
+
+    adapter = write_adapter(tmp_path / "a", tiny_llama, "lora", chat_template="alpaca", system_prompt="In verse.")
+    merge_lora(None, adapter, tmp_path / "merged")
+    question = [{"role": "user", "content": "Hi"}]
+    one, other = load_for_inference(adapter), load_for_inference(tmp_path / "merged")
+    assert one.renderer.render_prompt(question) == other.renderer.render_prompt(question)
+    assert one.stop_token_ids == other.stop_token_ids
+    assert reply(one) == reply(other)
+
+
+def test_an_adapter_of_a_hugging_face_directory_finds_it_again(tiny_llama: Path, tmp_path: Path) -> None:
+    from paddlesft.models import resolve_model, write_hugging_face
+
+    hf = write_hugging_face(tiny_llama, tmp_path / "hf")
+    adapter = write_adapter(tmp_path / "a", resolve_model(hf), "lora")
+    assert load_for_inference(hf, lora_path=adapter).directory == load_for_inference(adapter).directory
+
+
 def test_a_template_file_beside_the_adapter_is_used(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", tiny_llama, "lora")
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"

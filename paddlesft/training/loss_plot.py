@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "loss.png"
-SMOOTHING = 0.9  # weight of the past in the moving average, for logs of 50 lines and more
+SMOOTHING = 0.8  # weight of the past in the moving average, for logs of 50 lines and more
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

@@ -259,7 +259,7 @@ def _evaluate(trainer: SFTTrainer, run_config: RunConfig, inputs: RunInputs, res
         dataset = inputs.datasets.get(split)
         if dataset is None:
             continue
-        metrics = _last_evaluation(trainer) if split == "eval" else None
+        metrics = _evaluation_of_the_result(trainer) if split == "eval" else None
         metrics = metrics or trainer.evaluate(dataset, metric_key_prefix=split)
         result.metrics |= metrics
         if is_first_rank():
@@ -269,10 +269,7 @@ def _evaluate(trainer: SFTTrainer, run_config: RunConfig, inputs: RunInputs, res
         result.plot = save_plot(result.output_dir, title) or result.plot
 
 
-def _last_evaluation(trainer: SFTTrainer) -> dict[str, float] | None:
-    if trainer.last_evaluation is None:
-        return None
-    step, metrics = trainer.last_evaluation
+def _evaluation_of_the_result(trainer: SFTTrainer) -> dict[str, float] | None:
     best = trainer.state.best_model_checkpoint if trainer.keep_best else None
-    now = checkpoint_step(Path(best)) if best else trainer.state.global_step
-    return metrics if step == now else None
+    step = checkpoint_step(Path(best)) if best else trainer.state.global_step
+    return trainer.evaluation_at(step or 0)

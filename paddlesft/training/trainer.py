@@ -98,7 +98,6 @@ class SFTTrainer(Trainer):
         self.extra_metrics = extra_metrics
         self.meter: SpeedMeter | None = None
         self.run_log: RunLog | None = None
-        self.last_evaluation: tuple[int, dict[str, float]] | None = None
         self._bad_steps = 0
         self._resume_from: Path | None = None
         super().__init__(
@@ -252,14 +251,19 @@ class SFTTrainer(Trainer):
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
         metrics[f"{metric_key_prefix}_samples_per_second"] = round(sums.rows / max(seconds, 1e-9), 3)
         step = self.state.global_step
-        if dataset is self.eval_dataset:
-            self.last_evaluation = (step, metrics)
-        if self.run_log is not None and self.last_evaluation == (step, metrics):
+        if self.run_log is not None and dataset is self.eval_dataset:
             self.run_log.append("eval", {"step": step, "epoch": self.state.epoch, **metrics})
         self.observer.evaluation(step, metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def evaluation_at(self, step: int) -> dict[str, float] | None:
+        """Return the metrics of the evaluation at a step, of this attempt or one before; None when there was none."""
+        for record in reversed(self.state.log_history):
+            if record["step"] == step and "eval_loss" in record:
+                return {name: value for name, value in record.items() if name.startswith("eval_")}
+        return None
 
     def _save_checkpoint(self, model: paddle.nn.Layer, metrics: Mapping[str, float] | None = None) -> None:
         step, output_dir = self.state.global_step, Path(self.args.output_dir)

@@ -80,6 +80,10 @@ def target_patterns(model: nn.Layer, family: Family, targets: str | Sequence[str
                 f"lora_target_modules: {entry!r} fits no Linear layer of this model.{hint} Its Linear layers: "
                 f"{', '.join(leaves)} (for example {names[0]}). 'all' takes every one of them."
             )
+        others = {name for name, _ in model.named_sublayers()} - set(names)
+        if any(re.fullmatch(pattern, name) for name in others):  # PaddleNLP would stop at the first that is no Linear
+            ends = "|".join(re.escape(leaf) for leaf in leaves)
+            pattern = rf"(?=(?:.*\.)?(?:{ends})$)(?:{pattern})"
         patterns.append(pattern)
     return list(dict.fromkeys(patterns))
 

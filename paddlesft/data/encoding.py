@@ -28,7 +28,9 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.special_ids = special_token_ids(tokenizer)
-        self.eos_token_id: int | None = tokenizer.eos_token_id
+        eos = tokenizer.eos_token_id
+        # QWenTokenizer has no eos_token, but an end-of-document id for the same purpose
+        self.eos_token_id: int | None = eos if eos is not None else getattr(tokenizer, "eod_id", None)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else (self.eos_token_id if self.eos_token_id is not None else 0)
@@ -38,6 +40,12 @@ class TextEncoder:
         # "(?!)" matches nothing: a tokenizer may have no special tokens at all
         self.special_text = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
         self._cut = self.special_text if overlooked else None
+
+    @property
+    def eos_text(self) -> str:
+        """How the end-of-sequence token is written, for messages."""
+        known = (text for text, index in self.special_ids.items() if index == self.eos_token_id)
+        return next(known, f"token {self.eos_token_id}")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that nothing stands before; no special tokens are added."""

@@ -303,7 +303,7 @@ class Renderer:
             )
         stop = self._first_special(suffix)
         if stop is None:
-            eos = self.tokenizer.eos_token
+            eos = self.encoder.eos_text
             written = f" (it writes {suffix.strip()!r}, which is no token of this tokenizer)" if suffix.strip() else ""
             self.notices.append(
                 f"Template {self.template.name!r} ends replies with no stop token{written}; {eos!r} is added behind "

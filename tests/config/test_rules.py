@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from paddlesft.config import RunConfig, load_run_config
@@ -141,10 +143,6 @@ RULES = [
         "test.json.",
     ),
     (
-        ["max_steps=10", "warmup_steps=20"],
-        "warmup_steps 20 is more than max_steps 10: the learning rate would never reach its peak. Lower warmup_steps.",
-    ),
-    (
         ["overwrite_output_dir=true", "resume_from_checkpoint=c"],
         "overwrite_output_dir starts anew, resume_from_checkpoint goes on; keep one.",
     ),
@@ -166,6 +164,15 @@ def test_contradictions(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(*overrides)
     assert str(caught.value).removeprefix("command line: ") == message
+
+
+def test_one_file_of_training_data_holds_no_evaluation_data(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("{}\n")
+    with pytest.raises(ConfigError, match="do_eval is true, but no evaluation data is named"):
+        load(f"dataset_name_or_path={file}", "evaluation_strategy=epoch")
+    load(f"dataset_name_or_path={file}", "evaluation_strategy=epoch", "eval_split_ratio=0.1")
+    load(f"dataset_name_or_path={tmp_path}", "evaluation_strategy=epoch")
 
 
 def test_generation_in_evaluation_against_a_pipeline_names_both_reasons() -> None:
@@ -243,6 +250,10 @@ def test_what_fits_together_passes(overrides: list[str]) -> None:
         ),
         (["greedy_intokens=true"], "command line: greedy_packing has no effect while packing is off."),
         (["ptq_step=16"], "command line: ptq_step has no effect while do_ptq is off."),
+        (
+            ["max_steps=10", "warmup_steps=20"],
+            "command line: warmup_steps 20 is more than max_steps 10; the learning rate will not reach its peak.",
+        ),
         (
             ["warmup_steps=5", "warmup_ratio=0.1"],
             "command line: warmup_ratio has no effect, because warmup_steps is 5.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from paddlesft.config import load_run_config
+from tests.config.upstream_keys import sample
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(p for p in (REPO / "configs").rglob("*") if p.suffix in (".json", ".yaml", ".yml"))
@@ -41,3 +43,31 @@ def test_the_head_of_a_config_shows_its_command_and_its_files_exist(path: Path) 
     for place in [data.dataset_name_or_path, *(data.train_dataset_path or []), *(data.eval_dataset_path or [])]:
         # What is not shipped is said in the head to be the user's to bring.
         assert place is None or (REPO / place).is_file() or "is not part of this project" in "".join(head), place
+
+
+RUNS = [p.relative_to(REPO / "configs").as_posix() for p in CONFIGS] + ["upstream lora", "upstream pt"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_config_trains_a_tiny_model(name: str, tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two steps with everything else as the file says; PaddleNLP's own samples are run on the CPU as well."""
+    from paddlesft.training.run import train
+
+    monkeypatch.chdir(REPO)  # the configs name their data from here
+    path = REPO / "configs" / name
+    if name.startswith("upstream"):
+        path = tmp_path / "argument.json"
+        path.write_text(json.dumps(sample(f"llama/{name.split()[1]}_argument.json")), encoding="utf-8")
+    samples = REPO / "paddlesft" / "data" / "samples"
+    overrides = [f"model_name_or_path={tiny_llama}", f"output_dir={tmp_path / 'out'}", "max_steps=2"]
+    overrides += ["device=cpu", "max_length=96", "src_length=48", "max_train_samples=8", "max_eval_samples=4"]
+    if load_run_config(path).data.train_dataset_path:
+        overrides.append(f"train_dataset_path={samples / 'identity.jsonl'}")
+    else:
+        overrides.append(f"dataset_name_or_path={samples / 'identity.jsonl'}")
+    overrides.append(f"eval_dataset_path={samples / 'identity_eval.jsonl'}")
+    run = load_run_config(path, overrides)
+    result = train(run)
+    assert result.steps == 2
+    assert result.metrics["train_loss"] > 0
+    assert load_run_config(tmp_path / "out" / "run_config.yaml").flat() == run.flat()

@@ -149,6 +149,12 @@ def paddle_directory(directory: str | Path) -> Path:
     if not tensors:
         if any(directory.glob("model_state*.pdparams")):
             return directory
+        if any(directory.glob("pytorch_model*.bin")):
+            raise ModelDirectoryError(
+                f"{directory} holds only pytorch_model.bin, a pickle of torch that is not read here. "
+                "Convert it once where torch is installed: AutoModelForCausalLM.from_pretrained(DIR)"
+                ".save_pretrained(NEW_DIR, safe_serialization=True)."
+            )
         raise ModelDirectoryError(
             f"{directory} holds no weights: expected model.safetensors, model.safetensors.index.json or "
             "model_state.pdparams."

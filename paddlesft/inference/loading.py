@@ -13,7 +13,7 @@ from paddlesft.data.templates import load_template
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES
 from paddlesft.models.families import family_of
-from paddlesft.models.load import load_model, load_tokenizer
+from paddlesft.models.load import load_model, load_tokenizer, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.resolve import resolve_model
 from paddlesft.tuning.lora import load_lora
@@ -108,10 +108,11 @@ def load_for_inference(
     if adapter is not None:
         check_base(adapter, directory)
     loaded = load_model(directory, dtype=dtype)
-    if kind == "lora":
-        loaded = load_lora(loaded, adapter)
-    elif kind == "prefix":
-        loaded = load_prefix(loaded, adapter)
+    with quiet_paddlenlp():
+        if kind == "lora":
+            loaded = load_lora(loaded, adapter)
+        elif kind == "prefix":
+            loaded = load_prefix(loaded, adapter)
     loaded.eval()
     tokenizer_directory = adapter if adapter is not None and brings_tokenizer(adapter) else directory
     tokenizer = load_tokenizer(tokenizer_directory)

@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         print(help_text())
         return 0
     if not argv:
-        print(USAGE + "  paddlesft train --help lists them all", file=sys.stderr)
+        print(USAGE.removesuffix("Keys:\n") + "paddlesft train --help lists every key.", file=sys.stderr)
         return 2
     from paddlesft.config import load_run_config
 

@@ -16,7 +16,8 @@ REDRAW_SECONDS = 0.2
 class TrainDisplay:
     """Shows a run on the terminal; an ``Observer``.
 
-    Lines go to stdout. The live line goes to stderr, and only when that is a terminal.
+    Lines go to stdout. The live line goes to stderr, and only when that is a terminal and
+    disable_tqdm is not set.
 
     Args:
         quiet: show nothing (every process of a parallel run but the first).
@@ -54,6 +55,7 @@ class TrainDisplay:
     def resolved_config(self, run_config: Any) -> None:
         """Show the keys that are not at their default, with where each value comes from."""
         training, data = run_config.training, run_config.data
+        self._live = self._live and not training.disable_tqdm
         self._shares = {
             "batch_size": training.per_device_train_batch_size,
             "length_grouping": data.length_grouping,

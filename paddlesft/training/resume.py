@@ -170,7 +170,7 @@ def refuse_breaking(checkpoint: Path, differences: Sequence[Difference], overrid
 
 
 def find_checkpoint(
-    output_dir: str | Path, resume: str | bool | None, overwrite: bool
+    output_dir: str | Path, resume: str | bool | None, overwrite: bool, protect: bool = True
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
     """Decide where a run starts.
 
@@ -179,6 +179,7 @@ def find_checkpoint(
         resume: a checkpoint's path; True for the newest complete one, which has to exist; False for a fresh start; None
             for the newest complete one if there is any, as upstream.
         overwrite: ``overwrite_output_dir``: start anew whatever is there.
+        protect: refuse other content; False on all ranks but the first, which is writing there already.
 
     Returns:
         The checkpoint, or None for a fresh start; and what was passed over, each with the reason.
@@ -213,7 +214,7 @@ def find_checkpoint(
         newest = checkpoints[-1]
         step = checkpoint_step(newest) or 0
         return newest, [(p, reason) for p, reason in passed_over if _number(p) > step]
-    if not overwrite:
+    if protect and not overwrite:
         _refuse_foreign_content(output_dir, passed_over)
     return None, passed_over
 

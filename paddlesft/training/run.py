@@ -111,7 +111,9 @@ def _find_start(run_config: RunConfig, observer: Observer) -> Path | None:
     if not training.output_dir:
         raise ConfigError("output_dir is not set: name the directory that receives checkpoints, logs and the result.")
     given = training.resume_from_checkpoint
-    checkpoint, passed_over = resume.find_checkpoint(output_dir, given, training.overwrite_output_dir)
+    checkpoint, passed_over = resume.find_checkpoint(
+        output_dir, given, training.overwrite_output_dir, protect=is_first_rank()
+    )
     for path, reason in passed_over:
         observer.warning(f"passed over {path.name}: {reason}")
     if checkpoint is not None:

@@ -1,0 +1,136 @@
+"""``paddlesft train`` as a user meets it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paddlesft.cli.main import main
+from paddlesft.cli.train_display import TrainDisplay, next_commands
+from paddlesft.training.checkpoint_saving import complete_checkpoints
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file beside its data, as a user would write it."""
+    path = tmp_path_factory.mktemp("run")
+    for name, count in (("train", 12), ("dev", 4)):
+        rows = [{"src": f"What is {i} plus one?", "tgt": f"It is {i + 1}."} for i in range(count)]
+        (path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+    lines = [f"model_name_or_path: {tiny_llama}", f"dataset_name_or_path: {path}", "lora: true", "max_length: 64",
+             "src_length: 32", "per_device_train_batch_size: 4", "learning_rate: 1e-2", "logging_steps: 1",
+             "evaluation_strategy: epoch", "save_strategy: epoch", "num_train_epochs: 2"]  # fmt: skip
+    (path / "lora.yaml").write_text("\n".join(lines) + "\n")
+    return path / "lora.yaml"
+
+
+def test_a_run_shows_what_happens_and_names_what_comes_next(run_cli, config: Path, tmp_path: Path) -> None:
+    done = run_cli("train", config, f"output_dir={tmp_path / 'out'}", "learning_rate=5e-3")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    for text in (
+        "learning_rate", "command line",  # the resolved config with origins
+        "Train data", "12", "Eval data",  # the data
+        "⟦It is 1.<|im_end|>⟧",  # what is trained
+        "LoRA: 16,384 of", "6 steps on cpu",  # the plan
+        "about 0:0",  # the estimate
+        "step 6/6 100.0%  loss ", " tok/s (", " GB  epoch 2.00  ETA 0:00",  # complete lines
+        "evaluation at step 6  eval_loss",
+        f"paddlesft chat --lora_path {tmp_path / 'out'}", "paddlesft merge-lora --lora_path",
+    ):  # fmt: skip
+        assert text in out, text
+    assert out.count("step ") >= 6 and "Traceback" not in done.stderr and "\r" not in done.stderr
+    assert {"lora_config.json", "paddlesft.json", "run_config.yaml", "train_log.jsonl", "loss.png", "all_results.json",
+            "trainer_state.json"} <= {path.name for path in (tmp_path / "out").iterdir()}  # fmt: skip
+
+    again = run_cli("train", config, f"output_dir={tmp_path / 'out'}", "learning_rate=1e-4")
+    assert again.returncode == 2 and "Traceback" not in again.stderr
+    assert "learning_rate: 0.005 in the checkpoint, 0.0001 now" in again.stderr
+    assert "allow_resume_differences: true" in again.stderr
+    assert "changes the result" in again.stdout
+
+
+def test_a_stopped_run_goes_on_and_says_so(run_cli, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_cli("train", config, f"output_dir={out}").returncode == 0
+    newest = complete_checkpoints(out)[-1]
+    (newest / "complete.json").unlink()
+    done = run_cli("train", config, f"output_dir={out}")
+    assert done.returncode == 0, done.stderr
+    assert "passed over checkpoint-6: it has no complete.json" in done.stdout
+    assert f"going on from {out / 'checkpoint-3'} (the newest complete checkpoint of output_dir)" in done.stdout
+    assert "written by this very run; step 3 is done" in done.stdout and "step 4/6" in done.stdout
+    assert "step 3/6" not in done.stdout
+
+
+def test_the_launched_script_is_the_same(config: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPO / "llm/finetune.py"), str(config), "--output_dir", str(tmp_path), "--max_steps", "1"],
+        env={**os.environ, "PYTHONPATH": str(REPO)}, cwd=tmp_path.parent, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 1/1" in done.stdout and (tmp_path / "lora_config.json").is_file()
+
+
+def test_config_errors_come_fast_and_all_at_once(run_cli, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("lerning_rate: 3\nlora: maybe\noutput_dir: x\n")
+    begin = time.perf_counter()
+    done = run_cli("train", tmp_path / "bad.yaml")
+    assert time.perf_counter() - begin < 3  # generous: the machine may be busy
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "bad.yaml:1: unknown key 'lerning_rate'. Did you mean 'learning_rate'?" in done.stderr
+    assert "bad.yaml:2: lora: found" in done.stderr
+
+
+def test_errors_of_data_and_model_have_no_traceback(run_cli, config: Path, tmp_path: Path) -> None:
+    done = run_cli("train", config, f"output_dir={tmp_path / 'a'}", f"dataset_name_or_path={tmp_path}/nowhere")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "nowhere" in done.stderr
+    done = run_cli("train", config, f"output_dir={tmp_path / 'b'}", "lora_target_modules=[q_porj]")
+    assert done.returncode == 2 and "Did you mean 'q_proj'?" in done.stderr
+    assert not (tmp_path / "b" / "lora_config.json").exists()
+
+
+def test_help_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--lora_rank" in text and "Rank of the adapters." in text and "paddle.distributed.launch" in text
+    assert main(["train"]) == 2
+    assert "usage: paddlesft train" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, live in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with TrainDisplay() as display:
+            display.step(3, 12, 1.5, 1234.0, 62.0)
+            display.evaluating(2, 2)
+        text = stream.getvalue()
+        assert ("3/12  loss 1.5000  1,234 tok/s  ETA 1:02" in text and "evaluating 2/2" in text) is live
+        assert text.endswith("\r\x1b[K") is live  # nothing of it stays behind
+
+
+def test_only_the_first_process_talks(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay(quiet=True) as display:
+        display.message("x")
+        display.step(12, 12, 1.5, 1.0, 0.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_next_commands_fit_the_method() -> None:
+    assert next_commands("lora", Path("runs/a b"))[1] == (
+        "paddlesft merge-lora --lora_path 'runs/a b' --merge_model_path 'runs/a b-merged'"
+    )
+    assert next_commands("prefix", Path("r"))[0] == "paddlesft chat --prefix_path r"
+    assert next_commands("full", Path("r"))[0] == "paddlesft chat --model_name_or_path r"

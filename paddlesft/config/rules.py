@@ -74,7 +74,18 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 
 def find_problems(run: RunConfig) -> Iterator[Finding]:
     """Yield every contradiction between keys of the resolved configuration."""
-    for rule in (_method, _precision, _lengths, _evaluation, _best_model, _data, _needed, _schedule, _processes):
+    for rule in (
+        _method,
+        _precision,
+        _lengths,
+        _evaluation,
+        _best_model,
+        _metric,
+        _data,
+        _needed,
+        _schedule,
+        _processes,
+    ):
         for keys, text in rule(run):
             given = [key for key in keys if run.was_set(key)]
             yield keys, f"{_at(run, *given)}: {text}" if given else text
@@ -212,7 +223,13 @@ def _best_model(run: RunConfig) -> Iterator[Finding]:
             "load_best_model_at_end needs save_steps to be a multiple of "
             f"eval_steps; found {training.save_steps} and {training.eval_steps}.",
         )
-    metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def _metric(run: RunConfig) -> Iterator[Finding]:
+    training = run.training
+    if training.metric_for_best_model is None:
+        return
+    metric = training.metric_for_best_model.removeprefix("eval_")
     possible = ("loss", "perplexity") if training.prediction_loss_only else _LOSS_METRICS
     if run.data.eval_with_do_generation:
         possible += _GENERATION_METRICS

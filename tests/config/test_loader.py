@@ -137,6 +137,11 @@ def test_several_config_files_are_an_error(tmp_path: Path) -> None:
     assert "found 2 config files" in error_of(one, str(two))
 
 
+def test_an_unknown_flag_is_an_unknown_key() -> None:
+    assert error_of(None, "--verbose") == "command line: unknown key 'verbose'. All keys stand in docs/config.md."
+    assert "unknown key 'verbose'" in error_of(None, "--verbose", "--lora")
+
+
 def test_a_key_without_its_value_is_an_error() -> None:
     assert error_of(None, "--lora_rank") == "command line: --lora_rank needs a value behind it."
     assert error_of(None, "--lora_rank", "--lora") == "command line: --lora_rank needs a value behind it."

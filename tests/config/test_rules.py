@@ -98,8 +98,12 @@ RULES = [
         "eval_with_do_generation: true for rouge1.",
     ),
     (
-        ["load_best_model_at_end=true", "evaluation_strategy=steps", "metric_for_best_model=eval_f1"],
+        ["metric_for_best_model=eval_f1"],
         "metric_for_best_model: found 'f1'; evaluation yields loss, perplexity, accuracy.",
+    ),
+    (
+        ["prediction_loss_only=true", "metric_for_best_model=accuracy"],
+        "metric_for_best_model: found 'accuracy'; evaluation yields loss, perplexity.",
     ),
     (
         ["train_dataset_path=a.jsonl"],

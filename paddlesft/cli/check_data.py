@@ -88,9 +88,10 @@ def is_training_config(path: Path) -> bool:
 
 
 def _check(console: Console, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> None:
-    from paddlesft.data.dataset import build_dataset, read_split
+    from paddlesft.data.dataset import build_dataset
     from paddlesft.data.report import first_sample_view
     from paddlesft.data.sources import has_split
+    from paddlesft.data.splits import read_split
 
     renderer = None
     if model.model_name_or_path:
@@ -105,9 +106,6 @@ def _check(console: Console, model: ModelConfig, data: DataConfig, training: Tra
             console.print(f"[bold]{split} data[/bold]: {rows:,} rows, all usable; format {read.format}")
             continue
         dataset, report = build_dataset(data, renderer, split, training.seed)
-        if data.lazy and split == "train":
-            console.print(f"[bold]{split} data[/bold] is streamed: the first rows of each file are checked, all usable")
-            continue
         _print_report(console, report, data, training.per_device_train_batch_size)
         if split == "train":
             for index in range(min(SAMPLES_SHOWN, len(dataset))):

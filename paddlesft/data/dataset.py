@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paddlesft.data.collate import IGNORED
 from paddlesft.data.conversation import Conversation
-from paddlesft.data.mixing import mixed_order
 from paddlesft.data.packing import pack_best_fit, pack_in_order
 from paddlesft.data.problems import Problem, RowProblem, raise_if_any
-from paddlesft.data.reading import ReadResult, read_conversations
+from paddlesft.data.reading import ReadResult, iterate_conversations
 from paddlesft.data.rendering import Rendered, Renderer
 from paddlesft.data.report import DataReport
 from paddlesft.data.sources import find_sources, has_split
-from paddlesft.data.streaming import StreamingSFTDataset
+from paddlesft.data.splits import read_split
+from paddlesft.data.stored import map_rows, rows_key, write_rows
+from paddlesft.data.streaming import stream_conversations
 from paddlesft.data.truncation import fit
 from paddlesft.errors import DataError
+from paddlesft.models.cache import cached_directory
 
 logger = logging.getLogger("paddlesft")
 
@@ -54,6 +58,32 @@ class SFTDataset:
         self._template_fingerprint = template_fingerprint
         self._packs = packs
         self._fingerprint: str | None = None
+
+    @classmethod
+    def of_arrays(
+        cls, ids: np.ndarray, trained: np.ndarray, offsets: np.ndarray, template_fingerprint: str
+    ) -> SFTDataset:
+        """Make a data set of flat arrays, which may be mapped from disk.
+
+        Args:
+            ids: all token ids, int32.
+            trained: as many flags.
+            offsets: where each sequence begins, and the end.
+            template_fingerprint: enters the data's fingerprint.
+        """
+        made = cls([], [], template_fingerprint)
+        made._ids, made._trained, made._offsets = ids, trained, offsets
+        return made
+
+    def packed(self, packs: list[list[int]]) -> SFTDataset:
+        """Return the same sequences with several of them in each row.
+
+        Args:
+            packs: for each row the sequences it holds.
+        """
+        made = SFTDataset.of_arrays(self._ids, self._trained, self._offsets, self._template_fingerprint)
+        made._packs = packs
+        return made
 
     def __len__(self) -> int:
         return len(self._offsets) - 1 if self._packs is None else len(self._packs)
@@ -102,17 +132,18 @@ class SFTDataset:
         if self._fingerprint is None:
             digest = hashlib.sha256(self._template_fingerprint.encode())
             for array in (self._offsets, self._ids, self._trained):
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if len(array) else b"")
             if self._packs is not None:
                 digest.update(repr(self._packs).encode())
             self._fingerprint = f"sha256:{digest.hexdigest()}"
         return self._fingerprint
 
 
-def build_dataset(
-    data_config: Any, renderer: Renderer, split: str, seed: int = 42
-) -> tuple[SFTDataset | StreamingSFTDataset, DataReport]:
+def build_dataset(data_config: Any, renderer: Renderer, split: str, seed: int = 42) -> tuple[SFTDataset, DataReport]:
     """Read, render, truncate and pack one split.
+
+    With ``lazy`` the training rows are streamed into files of the user's cache and mapped into memory from there: no
+    more than one row is held while they are prepared, and a later run on the same data starts at once.
 
     Args:
         data_config: a ``DataConfig``.
@@ -121,95 +152,71 @@ def build_dataset(
         seed: of mixing and of setting evaluation rows aside.
 
     Returns:
-        The data set and the report about it; with ``lazy`` a ``StreamingSFTDataset`` for the training split.
+        The data set and the report about it.
 
     Raises:
         DataError: missing files, or bad rows, all of them listed.
     """
-    if data_config.lazy and split == "train":
-        stream = StreamingSFTDataset(data_config, renderer, split, seed)
-        return stream, stream.report
-    read = read_split(data_config, split, seed)
-    rows, report = render_conversations(read, renderer, data_config, split)
-    packs = None
+    aside = data_config.eval_split_ratio and not has_split(data_config, "eval")
+    if data_config.lazy and split == "train" and not aside:
+        dataset, report = stored_dataset(data_config, renderer, seed)
+    else:
+        rows, report = render_conversations(read_split(data_config, split, seed), renderer, data_config, split)
+        dataset = SFTDataset(
+            [row.input_ids for row in rows], [row.trained for row in rows], renderer.template.fingerprint
+        )
     packing = data_config.packing
     if split != "train" and data_config.eval_packing is not None:
         packing = data_config.eval_packing
     if split != "train" and data_config.eval_with_do_generation:
         packing = False  # generation needs each prompt by itself
-    lengths = [len(row.input_ids) - 1 for row in rows]
-    if packing and rows:
-        packs = (pack_best_fit if data_config.greedy_packing else pack_in_order)(lengths, data_config.max_length)
-        report.packs, report.capacity = len(packs), data_config.max_length
-    dataset = SFTDataset(
-        [row.input_ids for row in rows], [row.trained for row in rows], renderer.template.fingerprint, packs
-    )
+    if packing:
+        pack = pack_best_fit if data_config.greedy_packing else pack_in_order
+        dataset = dataset.packed(pack(dataset.lengths, data_config.max_length))
+        report.packs, report.capacity = len(dataset), data_config.max_length
     report.lengths = dataset.lengths
     report.fingerprint = dataset.fingerprint
     return dataset, report
 
 
-def read_split(data_config: Any, split: str, seed: int = 42) -> ReadResult:
-    """Read the conversations of a split, mixed and limited as configured; problems are collected, not raised.
+def stored_dataset(data_config: Any, renderer: Renderer, seed: int) -> tuple[SFTDataset, DataReport]:
+    """Stream the training rows into the user's cache, unless they are there, and map them into memory.
 
     Args:
-        data_config: a ``DataConfig``.
-        split: as in ``build_dataset``.
+        data_config: as in ``build_dataset``.
+        renderer: as in ``build_dataset``.
         seed: as in ``build_dataset``.
+
+    Raises:
+        DataError: bad rows, all of them listed; nothing is stored then.
     """
-    if split == "quant" and not has_split(data_config, "quant"):
-        split = "train"
-    limit = {"train": data_config.max_train_samples, "eval": data_config.max_eval_samples}.get(split)
-    ratio = data_config.eval_split_ratio
-    if split == "eval" and ratio and not has_split(data_config, "eval"):
-        whole = _read_mixed(data_config, "train", None, seed)
-        return _limited(_set_aside(whole, ratio, seed, evaluation=True), limit)
-    if split == "train" and ratio and not has_split(data_config, "eval"):
-        whole = _read_mixed(data_config, "train", None, seed)
-        return _limited(_set_aside(whole, ratio, seed, evaluation=False), limit)
-    return _read_mixed(data_config, split, limit, seed)
+    sources = find_sources(data_config, "train")
+    declared = data_config.train_dataset_type
+    key = rows_key(data_config, renderer, sources, declared, seed)
 
+    def make(directory: Path) -> None:
+        report = _new_report("train", renderer, data_config)
+        report.files = [str(file) for source in sources for file in source.files]
+        report.declared = declared != "auto" or bool(data_config.column_map)
+        formats: list[str] = []
+        for file in report.files:  # the first row of each tells its format
+            next(iterate_conversations(Path(file), declared, data_config.column_map, True, formats), None)
+        report.format = " + ".join(dict.fromkeys(formats))
+        stream = stream_conversations(
+            sources, declared, data_config.column_map, data_config.mix_strategy, seed, data_config.max_train_samples
+        )
+        write_rows(directory, _rendered(stream, renderer, data_config, report))
+        told = {name: value for name, value in vars(report).items() if name != "notices"}
+        (directory / "report.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
 
-def _read_mixed(data_config: Any, split: str, limit: int | None, seed: int) -> ReadResult:
-    sources = find_sources(data_config, split)
-    declared = data_config.train_dataset_type if split in ("train", "quant") else data_config.eval_dataset_type
-    alone = len(sources) == 1 or data_config.mix_strategy == "concat"
-    reply_needed = True
-    results = [
-        read_conversations(source.files, declared, data_config.column_map, limit if alone else None, reply_needed)
-        for source in sources
-    ]
-    if len(results) == 1:
-        return results[0]
-    strategy = data_config.mix_strategy if split == "train" else "concat"
-    shares = [source.probability for source in sources]
-    order = mixed_order(
-        [len(result.conversations) for result in results],
-        strategy,
-        None if any(share is None for share in shares) else [float(share or 0) for share in shares],
-        seed,
-    ) if all(result.conversations for result in results) else []  # fmt: skip
-    mixed = ReadResult(
-        [results[source].conversations[row] for source, row in order],
-        " + ".join(dict.fromkeys(result.format for result in results)),
-        results[0].declared,
-        [file for result in results for file in result.files],
-        [problem for result in results for problem in result.problems],
-        sum(result.rows for result in results),
-    )
-    return _limited(mixed, limit)
-
-
-def _limited(result: ReadResult, limit: int | None) -> ReadResult:
-    return result if limit is None else replace(result, conversations=result.conversations[:limit])
-
-
-def _set_aside(result: ReadResult, ratio: float, seed: int, evaluation: bool) -> ReadResult:
-    count = len(result.conversations)
-    aside = max(1, round(count * ratio)) if count > 1 else 0
-    chosen = set(np.random.default_rng(seed).permutation(count)[:aside].tolist())
-    kept = [c for i, c in enumerate(result.conversations) if (i in chosen) == evaluation]
-    return replace(result, conversations=kept)
+    # a date in the template changes from day to day without changing the template
+    dated = "strftime_now" in renderer.template.source
+    directory = cached_directory(f"datasets/{key}-{date.today()}" if dated else f"datasets/{key}", make)
+    ids, trained, offsets = map_rows(directory)
+    report = DataReport(**json.loads((directory / "report.json").read_text(encoding="utf-8")))
+    report.notices = [*renderer.notices, f"The rendered rows are kept in {directory}."]
+    report.median_length = int(np.median(np.diff(offsets)))
+    return SFTDataset.of_arrays(ids, trained, offsets, renderer.template.fingerprint), report
 
 
 def render_conversations(
@@ -226,42 +233,59 @@ def render_conversations(
     Raises:
         DataError: bad rows, those found while reading included, all of them listed.
     """
-    report = DataReport(
+    report = _new_report(split, renderer, data_config)
+    report.files, report.format, report.declared = read.files, read.format, read.declared
+    rows = list(_rendered([*read.problems, *read.conversations], renderer, data_config, report))
+    report.median_length = int(np.median([len(row.input_ids) for row in rows]))
+    return rows, report
+
+
+def _new_report(split: str, renderer: Renderer, data_config: Any) -> DataReport:
+    return DataReport(
         split=split,
-        files=read.files,
-        format=read.format,
-        declared=read.declared,
         template=renderer.template.name,
-        rows_read=len(read.conversations),
         truncation=data_config.truncation,
         notices=list(renderer.notices),
     )
-    problems: list[Problem] = list(read.problems)
-    rows: list[Rendered] = []
-    marked = [c for c in read.conversations if _special_token_in(c, renderer)]
-    tools_seen = sum(1 for conversation in read.conversations if conversation.tools)
-    for conversation in read.conversations:
+
+
+def _rendered(
+    entries: Iterable[Conversation | Problem], renderer: Renderer, data_config: Any, report: DataReport
+) -> Iterator[Rendered]:
+    """Yield the sequences of all conversations, counting them in the report; raise at the end if any row is bad."""
+    problems: list[Problem] = []
+    unreadable = 0
+    marked: list[str] = []
+    tools_seen = 0
+    for entry in entries:
+        if isinstance(entry, Problem):
+            problems.append(entry)
+            unreadable += 1
+            continue
+        report.rows_read += 1
+        tools_seen += bool(entry.tools)
+        special = _special_token_in(entry, renderer)
+        if special:
+            marked.append(f"{entry.source}: {special!r}")
         try:
-            rows += _rendered_and_fitted(conversation, renderer, data_config, report)
+            yield from _fitted(entry, renderer, data_config, report)
         except RowProblem as problem:
-            problems.append(problem.at(conversation.source))
-    raise_if_any(problems, read.rows)
-    if not rows:
+            problems.append(problem.at(entry.source))
+    raise_if_any(problems, report.rows_read + unreadable)
+    if not report.rows:
         raise DataError(
-            f"No row of the {split} data is left: {report.dropped_rows} of {report.rows_read} were dropped because "
-            f"they are longer than max_length={data_config.max_length}. Raise max_length or choose another truncation."
+            f"No row of the {report.split} data is left: {report.dropped_rows} of {report.rows_read} were dropped "
+            f"because they are longer than max_length={data_config.max_length}. Raise max_length or choose another "
+            "truncation."
         )
     if marked:
         report.notices.append(
-            f"{len(marked)} rows have the text of a special token in a message ({marked[0].source}: "
-            f"{_special_token_in(marked[0], renderer)!r}); it is read as that token."
+            f"{len(marked)} rows have the text of a special token in a message ({marked[0]}); it is read as that token."
         )
     if tools_seen and not renderer.template.mentions("tools"):
         report.notices.append(
             f"{tools_seen} rows list tools, which template {renderer.template.name!r} does not show to the model."
         )
-    report.median_length = int(np.median([len(row.input_ids) for row in rows]))
-    return rows, report
 
 
 def _special_token_in(conversation: Conversation, renderer: Renderer) -> str | None:
@@ -270,9 +294,7 @@ def _special_token_in(conversation: Conversation, renderer: Renderer) -> str | N
     return next((match.group() for match in found if match), None)
 
 
-def _rendered_and_fitted(
-    conversation: Conversation, renderer: Renderer, data_config: Any, report: DataReport
-) -> list[Rendered]:
+def _fitted(conversation: Conversation, renderer: Renderer, data_config: Any, report: DataReport) -> list[Rendered]:
     sequences = renderer.render_rows(conversation)
     report.split_conversations += len(sequences) > 1
     kept = []

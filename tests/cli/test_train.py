@@ -121,6 +121,21 @@ def test_the_live_line_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatc
         assert text.endswith("\r\x1b[K") is live  # nothing of it stays behind
 
 
+def test_disable_tqdm_leaves_the_live_line_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from paddlesft.config import load_run_config
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    keys = ["model_name_or_path=m", "output_dir=o", "dataset_name_or_path=d", "disable_tqdm=true"]
+    with TrainDisplay() as display:
+        display.resolved_config(load_run_config(None, keys))
+        display.step(3, 12, 1.5, 1234.0, 62.0)
+    assert "3/12" not in stream.getvalue()
+    assert "disable_tqdm" in capsys.readouterr().out
+
+
 def test_only_the_first_process_talks(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainDisplay(quiet=True) as display:
         display.message("x")

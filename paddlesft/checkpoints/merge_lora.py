@@ -20,7 +20,7 @@ from paddlesft.checkpoints.verify import Comparison, compare_logits, logits_of, 
 from paddlesft.directories import new_directory
 from paddlesft.errors import CheckpointError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
-from paddlesft.models.load import load_model, load_tokenizer, paddle_directory
+from paddlesft.models.load import load_model, load_tokenizer, paddle_directory, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.resolve import resolve_model
 from paddlesft.models.stored import stored_weights
@@ -261,7 +261,9 @@ def prove(base: Path, lora_path: Path, merged: Path, dtype: str) -> tuple[Compar
     model = load_model(base, dtype="float32")
     prompts = prompt_ids(load_tokenizer(merged) if has_tokenizer else None, model.config.vocab_size)
     plain = logits_of(model, prompts)
-    with_adapter = logits_of(load_lora(model, lora_path), prompts)
+    with quiet_paddlenlp():
+        model = load_lora(model, lora_path)
+    with_adapter = logits_of(model, prompts)
     effect = max(float(np.abs(x - y).max()) for x, y in zip(plain, with_adapter))
     del model, plain
     release()

@@ -179,8 +179,10 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    state = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     with quiet_paddlenlp():
-        model.save_pretrained(str(directory), safe_serialization=True)
+        model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
             tokenizer.save_pretrained(str(directory))
     if isinstance(tokenizer, (str, Path)):

@@ -24,6 +24,7 @@ from paddlesft.models.provenance import base_facts
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, read_weights, write_weights
 from tests.models.test_against_torch import paddle_logits
+from tests.tiny_models import write_tiny_llama
 
 
 def test_saved_directory_is_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:
@@ -38,6 +39,17 @@ def test_saved_directory_is_the_same_model(tiny_llama: Path, tmp_path: Path) -> 
     assert (facts["kind"], facts["dtype"], facts["source"]) == ("model", "float32", {"name": "test"})
     assert facts["fingerprint"] == fingerprint(out) == fingerprint(tiny_llama)
     assert facts["versions"]["paddlenlp"]
+
+
+def test_tied_head_is_saved_once(smollm2: Path, tmp_path: Path) -> None:
+    source = write_tiny_llama(tmp_path / "tied", smollm2, tie_word_embeddings=True)
+    (tmp_path / "out").mkdir()
+    model = load_model(source)
+    save_model_directory(model, source, tmp_path / "out")
+    assert set(stored_weights(source)) - set(stored_weights(tmp_path / "out")) == {"lm_head.weight"}
+    np.testing.assert_array_equal(
+        paddle_logits(load_model(tmp_path / "out"), [[5, 6]])[0], paddle_logits(model, [[5, 6]])[0]
+    )
 
 
 def test_training_and_evaluation_mode(tiny_llama: Path) -> None:

@@ -20,6 +20,7 @@ from paddlesft.quirks.finite_loss_of_nan import with_nan_kept
 from paddlesft.training.packed_attention import block_diagonal_mask
 
 IGNORED = -100
+ROWS_AT_A_TIME = 256  # rows of logits that evaluation holds
 
 
 class SupervisedLoss(NamedTuple):
@@ -78,7 +79,15 @@ def hidden_states(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> paddle.Te
 
 
 def trained_rows(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Return the hidden states float [n, hidden] of the trained positions of a batch and their targets int64 [n]."""
+    """Gather what the head needs at the trained positions of a batch.
+
+    Args:
+        model: as for ``hidden_states``.
+        batch: as for ``hidden_states``, with ``labels`` int64 [b, s]: the token that follows each position, or -100.
+
+    Returns:
+        Hidden states float [n, hidden] and targets int64 [n], in reading order.
+    """
     flat = np.asarray(batch["labels"]).reshape(-1)
     positions = np.flatnonzero(flat != IGNORED)
     hidden = hidden_states(model, batch)
@@ -86,37 +95,23 @@ def trained_rows(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[padd
     return rows, paddle.to_tensor(flat[positions])
 
 
-def trained_logits(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Compute the logits of the trained positions of a batch.
-
-    Args:
-        model: as for ``hidden_states``.
-        batch: as for ``hidden_states``, with ``labels`` int64 [b, s]: the token that follows each position, or -100.
-
-    Returns:
-        Logits float [n, vocabulary] and targets int64 [n], in reading order.
-    """
-    rows, targets = trained_rows(model, batch)
-    return causal_lm(model).lm_head(rows.unsqueeze(0)).squeeze(0), targets
-
-
 def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> SupervisedLoss:
     """Compute the loss of a batch as a sum over its trained tokens.
 
     Args:
         model: as for ``hidden_states``.
-        batch: as for ``trained_logits``. A batch without trained tokens is allowed: its loss is 0.
+        batch: as for ``trained_rows``. A batch without trained tokens is allowed: its loss is 0.
 
     Returns:
         The sum, through which gradients flow, and the token count.
     """
     if not (np.asarray(batch["labels"]) != IGNORED).any():
         return SupervisedLoss(hidden_states(model, batch).sum().astype("float32") * 0.0, 0)
+    rows, targets = trained_rows(model, batch)
     head = causal_lm(model).lm_head
-    if hasattr(head, "token_losses"):  # an accelerated model scores its targets without giving the logits away
-        rows, targets = trained_rows(model, batch)
+    if hasattr(head, "token_losses"):  # a fast head, see models/fast: no logits are kept at all
         return SupervisedLoss(head.token_losses(rows, targets).sum(), targets.shape[0])
-    logits, targets = trained_logits(model, batch)
+    logits = head(rows.unsqueeze(0)).squeeze(0)
     with paddle.amp.auto_cast(False):
         logits = logits.astype("float32")
         loss = with_nan_kept(F.cross_entropy(logits, targets, reduction="sum"), logits)
@@ -124,15 +119,21 @@ def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> Supervi
 
 
 def trained_token_losses(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-    """Score the trained tokens of a batch without keeping a graph.
+    """Score the trained tokens of a batch without keeping a graph, holding few logits at a time.
 
     Returns:
         float32 [n]: the loss of each trained token in reading order, and how many of them are the most likely token.
     """
     if not (np.asarray(batch["labels"]) != IGNORED).any():
         return np.zeros([0], dtype=np.float32), 0
+    losses, correct = [], 0
     with paddle.no_grad():
-        logits, targets = trained_logits(model, batch)
-        losses = F.cross_entropy(logits.astype("float32"), targets, reduction="none").reshape([-1])
-        correct = int((logits.argmax(axis=-1) == targets).sum())
-    return losses.numpy(), correct
+        rows, targets = trained_rows(model, batch)
+        head = causal_lm(model).lm_head
+        for begin in range(0, targets.shape[0], ROWS_AT_A_TIME):
+            part = slice(begin, begin + ROWS_AT_A_TIME)
+            logits = head(rows[part].unsqueeze(0)).squeeze(0)
+            found = F.cross_entropy(logits.astype("float32"), targets[part], reduction="none")
+            losses.append(found.reshape([-1]).numpy())
+            correct += int((logits.argmax(axis=-1) == targets[part]).sum())
+    return np.concatenate(losses), correct

@@ -5,7 +5,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddlesft.training.loss import causal_lm, supervised_loss, trained_logits, trained_token_losses
+from paddlesft.models.fast import accelerate
+from paddlesft.training.loss import causal_lm, supervised_loss, trained_rows, trained_token_losses
 from paddlesft.tuning.prepare import prepare_for_tuning
 from tests.training.small_runs import batch_of, small_config, small_dataset, small_model
 
@@ -87,6 +88,30 @@ def test_gradients_are_those_of_the_plain_loss() -> None:
         np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), atol=1e-4, err_msg=name)
 
 
+def test_a_fast_head_is_used_and_changes_nothing() -> None:
+    batch = batch_of(small_dataset(6))
+    plain, fast = small_model(), small_model()
+    assert accelerate(fast)
+    calls = []
+    scored = type(fast.lm_head).token_losses
+    fast.lm_head.token_losses = lambda *inputs: calls.append(1) or scored(fast.lm_head, *inputs)
+    losses = [supervised_loss(model, batch) for model in (plain, fast)]
+    assert calls and float(losses[0].loss_sum) == pytest.approx(float(losses[1].loss_sum), rel=1e-6)
+    for loss in losses:
+        loss.loss_sum.backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), fast.named_parameters()):
+        np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), atol=1e-4, err_msg=name)
+
+
+def test_evaluation_in_pieces_is_evaluation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = small_model(), batch_of(small_dataset(6))
+    whole, correct = trained_token_losses(model, batch)
+    monkeypatch.setattr("paddlesft.training.loss.ROWS_AT_A_TIME", 7)
+    pieces, again = trained_token_losses(model, batch)
+    assert correct == again and len(whole) > 20
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+
+
 def test_a_batch_without_trained_tokens_has_no_loss_and_zero_gradients() -> None:
     model, batch = small_model(), batch_of(small_dataset(2))
     batch["labels"][:] = -100
@@ -101,7 +126,8 @@ def test_accuracy_counts_the_most_likely_token() -> None:
     model, batch = small_model(), batch_of(small_dataset(5))
     model.eval()
     with paddle.no_grad():
-        logits, targets = trained_logits(model, batch)
+        rows, targets = trained_rows(model, batch)
+        logits = model.lm_head(rows)
     _, correct = trained_token_losses(model, batch)
     assert correct == int((logits.numpy().argmax(-1) == targets.numpy()).sum())
     perfect = {**batch, "labels": np.full_like(batch["labels"], -100)}

@@ -135,7 +135,7 @@ def broken_model(steps: int):
         calls["left"] -= 1
         return output * float("nan") if calls["left"] >= 0 else output
 
-    model.lm_head.register_forward_post_hook(poison)
+    model.llama.norm.register_forward_post_hook(poison)
     return model
 
 
@@ -173,9 +173,10 @@ def test_the_best_checkpoint_is_kept_and_is_the_result(tmp_path: Path) -> None:
 
 
 def test_an_unknown_best_metric_names_the_known_ones(tmp_path: Path) -> None:
-    keys = ["evaluation_strategy=steps", "eval_steps=2", "save_strategy=steps", "save_steps=2", "max_steps=2"]
+    trainer = small_run(tmp_path, "max_steps=1", "evaluation_strategy=steps", "eval_steps=9")
+    trainer.args.metric_for_best_model = "f1"
     with pytest.raises(UserError, match=r"'f1' is not among this run's metrics. Allowed: accuracy, loss, perplexity"):
-        small_run(tmp_path, *keys, "metric_for_best_model=f1", "greater_is_better=true")
+        trainer._note_if_best(tmp_path / "checkpoint-1", trainer.evaluate())
 
 
 def test_checkpoints_are_numbered_limited_and_hold_the_state(tmp_path: Path) -> None:

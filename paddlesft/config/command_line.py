@@ -36,7 +36,7 @@ def read_command_line(
             tp = types.get(key, str)
             if equals:
                 value = parse_text(text, tp)
-            elif bool in members(tp) and not (queue and queue[0].lower() in ("true", "false")):
+            elif bool in members(tp) and not (queue and _is_bare_word(queue[0])):
                 value = True
             elif queue and not _is_option(queue[0]):
                 value = parse_text(queue.pop(0), tp)
@@ -63,6 +63,11 @@ def read_command_line(
 
 def _is_option(token: str) -> bool:
     return token.startswith("--") and len(token) > 2
+
+
+def _is_bare_word(token: str) -> bool:
+    """Neither an option, nor ``key=value``, nor a config file: behind a flag it can only be meant as its value."""
+    return not token.startswith("-") and "=" not in token and not token.lower().endswith(CONFIG_ENDINGS)
 
 
 def _rest_of_list(value: Any, queue: list[str], tp: Any) -> Any:

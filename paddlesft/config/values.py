@@ -187,6 +187,8 @@ def parse_text(text: str, tp: Any) -> Any:
         return parse_yaml_value(text)
     if text.startswith("{") and dict in origins:
         return parse_yaml_value(text)
+    if object in kinds:  # an old key whose value has no type of ours
+        return parse_yaml_value(text)
     if str in kinds or typing.Literal in origins:
         return text
     if bool in kinds and text.lower() in ("true", "false"):

@@ -137,6 +137,13 @@ def test_several_config_files_are_an_error(tmp_path: Path) -> None:
     assert "found 2 config files" in error_of(one, str(two))
 
 
+def test_a_word_behind_a_flag_is_meant_as_its_value() -> None:
+    assert error_of(None, "--lora", "yes") == 'command line: lora: found "yes" (text); allowed: true or false.'
+    assert error_of(None, "--lora", "1") == 'command line: lora: found "1" (text); allowed: true or false.'
+    for rest in (["seed=1"], ["--seed", "1"], []):
+        assert load_arguments(GROUPS, None, ["--lora", *rest])[0]["model"].lora is True
+
+
 def test_an_unknown_flag_is_an_unknown_key() -> None:
     assert error_of(None, "--verbose") == "command line: unknown key 'verbose'. All keys stand in docs/config.md."
     assert "unknown key 'verbose'" in error_of(None, "--verbose", "--lora")
@@ -164,6 +171,19 @@ def test_an_old_name_gives_one_notice_and_the_same_value(tmp_path: Path) -> None
 def test_an_old_name_on_the_command_line_is_read_by_the_type_of_the_new_one() -> None:
     instances, _, _ = load_arguments(GROUPS, None, ["--gradient_checkpointing", "--use_cpu", "true"])
     assert (instances["training"].recompute, instances["training"].no_cuda) == (True, True)
+
+
+def test_old_keys_without_a_type_of_ours_are_read_as_yaml_on_the_command_line() -> None:
+    tokens = ["random_shuffle=true", "--beta", "0.1", "stage=SFT", "--recompute_method=uniform", "global_batch_size=-1"]
+    run = load_run_config(None, ["model_name_or_path=m", "output_dir=o", "dataset_name_or_path=d", *tokens])
+    assert run.training.recompute is True
+    assert [notice.split(": ")[1] for notice in run.notices] == [
+        "random_shuffle",
+        "beta",
+        "stage",
+        "recompute_method",
+        "global_batch_size",
+    ]
 
 
 def test_old_and_new_name_with_different_values_contradict(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class TrainDisplay:
         self._last_draw = 0.0
         self._drawn = False
         self._shares: dict[str, Any] = {}
+        self._benchmark = False
 
     def __enter__(self) -> TrainDisplay:
         return self
@@ -55,6 +56,7 @@ class TrainDisplay:
     def resolved_config(self, run_config: Any) -> None:
         """Show the keys that are not at their default, with where each value comes from."""
         training, data = run_config.training, run_config.data
+        self._benchmark = training.benchmark
         self._live = self._live and not training.disable_tqdm
         self._shares = {
             "batch_size": training.per_device_train_batch_size,
@@ -168,6 +170,8 @@ class TrainDisplay:
         if result.plot:
             grid.add_row("loss curve", str(result.plot))
         self._print(grid)
+        if self._benchmark:  # the two lines that scripts of PaddleNLP's benchmarks look for
+            self._print(f"Effective_Tokens_per_second: {result.metrics['train_tokens_per_second']}\nBenchmark done.")
         self._print("\nNext:", style="bold")
         for command in next_commands(result.method, result.output_dir):
             self._print(f"  {command}", markup=False)

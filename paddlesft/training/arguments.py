@@ -12,6 +12,7 @@ from paddlenlp.trl import SFTConfig
 from paddlesft.config.derived import fall_back_to_float32
 from paddlesft.errors import ConfigError
 from paddlesft.models.load import quiet_paddlenlp
+from paddlesft.quirks import visualdl_booleans
 
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
@@ -40,6 +41,8 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
     if not values.get("output_dir"):
         raise ConfigError("output_dir is not set: name the directory that receives checkpoints, logs and the result.")
     values["report_to"] = list(values.get("report_to") or [])
+    if "visualdl" in values["report_to"]:
+        visualdl_booleans.apply()
     values["disable_tqdm"] = True
     if not paddle.is_compiled_with_cuda() or config.no_cuda or str(config.device).startswith("cpu"):
         for key in fall_back_to_float32(run_config, "half precision has no kernels on a CPU"):

@@ -61,6 +61,7 @@ class SpeedMeter:
         self.loss_sum = state.get("loss_sum", 0.0)  # both since step 0, over all attempts
         self.steps = 0  # steps of this process
         self.seconds = 0.0
+        self.tokens = 0
         self.last_step_tokens_per_second = 0.0
         self._first_step_seconds = 0.0
         self._since = _Since(**state.get("since", {}))
@@ -85,6 +86,7 @@ class SpeedMeter:
         """
         self.steps += 1
         self.seconds += seconds
+        self.tokens += tokens
         if self.steps == 1:
             self._first_step_seconds = seconds
         self.trained_tokens += trained_tokens

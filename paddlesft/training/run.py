@@ -239,6 +239,7 @@ def _train(
         "epoch": state.epoch,
         "train_trained_tokens": meter.trained_tokens,
         "train_runtime": round(seconds, 3),
+        "train_tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 2),  # padding left out
         "train_steps_per_second": round(meter.steps / max(meter.seconds, 1e-9), 4),
         "train_rows": len(inputs.datasets["train"]),
     }

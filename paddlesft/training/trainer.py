@@ -343,7 +343,7 @@ class _Hooks(TrainerCallback):
         if args.should_save:
             trainer.run_log = RunLog(args.output_dir, state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> Any:
         trainer, meter = self.trainer, self.trainer.meter
         meter.add_step(*trainer._step_sums, trainer._watch.restart())
         loss_sum, trained, _ = trainer._step_sums
@@ -352,6 +352,9 @@ class _Hooks(TrainerCallback):
         trainer.observer.step(state.global_step, state.max_steps, loss, meter.last_step_tokens_per_second, eta)
         if meter.steps == ESTIMATE_AFTER:
             trainer.observer.estimate(meter.step_seconds, meter.seconds + eta)
+        if state.global_step >= state.max_steps and args.logging_strategy.value == "steps":
+            control.should_log = True  # the last steps count too, whatever logging_steps is
+        return control
 
 
 def number_of_tokens(batch: Mapping[str, Any]) -> int:

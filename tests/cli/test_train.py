@@ -89,6 +89,14 @@ def test_config_errors_come_fast_and_all_at_once(run_cli, tmp_path: Path) -> Non
     assert "bad.yaml:2: lora: found" in done.stderr
 
 
+def test_a_benchmark_ends_with_the_lines_that_scripts_look_for(run_cli, config: Path, tmp_path: Path) -> None:
+    done = run_cli("train", config, f"output_dir={tmp_path / 'a'}", "benchmark=true")
+    assert done.returncode == 0, done.stderr
+    speed = json.loads((tmp_path / "a" / "train_results.json").read_text())["train_tokens_per_second"]
+    assert f"Effective_Tokens_per_second: {speed}\nBenchmark done." in done.stdout
+    assert "evaluation at" not in done.stdout and "checkpoint " not in done.stdout
+
+
 def test_errors_of_data_and_model_have_no_traceback(run_cli, config: Path, tmp_path: Path) -> None:
     done = run_cli("train", config, f"output_dir={tmp_path / 'a'}", f"dataset_name_or_path={tmp_path}/nowhere")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "nowhere" in done.stderr

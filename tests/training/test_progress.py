@@ -34,6 +34,7 @@ def test_a_line_averages_over_tokens_and_the_time_of_steps() -> None:
     assert (line.loss, line.tokens_per_second, line.trained_tokens_per_second) == (110 / 40, 10.0, 4.0)
     assert (line.percent, line.trained_tokens, line.step_seconds) == (20.0, 40, 5.0)
     assert line.eta_seconds == 8.0  # 8 steps of 1 s: the first is left out
+    assert (meter.tokens, meter.seconds) == (100, 10.0)
     assert not meter.has_news and meter.mean_loss == 110 / 40
 
 

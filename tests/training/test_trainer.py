@@ -189,6 +189,22 @@ def test_checkpoints_are_numbered_limited_and_hold_the_state(tmp_path: Path) -> 
     assert state["global_step"] == 8 and len(state["log_history"]) == 8
 
 
+def test_the_last_steps_are_logged_even_between_two_lines(tmp_path: Path) -> None:
+    small_run(tmp_path / "a", "max_steps=7", "logging_steps=3")
+    assert [step for step, _ in losses(tmp_path / "a")] == [3, 6, 7]
+    small_run(tmp_path / "b", "max_steps=7", "logging_strategy=no")
+    assert losses(tmp_path / "b") == []
+
+
+def test_metrics_reach_visualdl_when_asked(tmp_path: Path) -> None:
+    small_run(tmp_path / "run", "max_steps=2", "report_to=[visualdl]", f"logging_dir={tmp_path / 'vdl'}")
+    from visualdl import LogReader
+
+    (log,) = (tmp_path / "vdl").iterdir()
+    scalars = LogReader(file_path=str(log)).get_data("scalar", "train/loss")
+    assert [point.value for point in scalars] == pytest.approx([loss for _, loss in losses(tmp_path / "run")], rel=1e-5)
+
+
 def test_only_the_adapter_is_trained(tmp_path: Path) -> None:
     before = {name: p.numpy() for name, p in small_model().named_parameters()}
     trainer = small_run(tmp_path, "lora=true", "max_steps=3")

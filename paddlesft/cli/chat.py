@@ -73,7 +73,9 @@ def _chat(config: ChatConfig) -> int:
     session = ChatSession(loaded, options, loaded.renderer.system_prompt, config.src_length, config.history)
     screen = _Screen(config.stream)
     adapter = f" with {loaded.adapter_kind} adapter {loaded.adapter.name}" if loaded.adapter else ""
-    screen.note(f"Talking to {loaded.directory.name}{adapter}. /help shows the commands, Ctrl-C stops a reply.")
+    named = config.model_name_or_path
+    base = loaded.directory if named in (None, str(loaded.adapter)) else named
+    screen.note(f"Talking to {base}{adapter}. /help shows the commands, Ctrl-C stops a reply.")
     while True:
         line = screen.read()
         if line is None or line in ("/exit", "/quit"):

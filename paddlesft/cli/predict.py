@@ -115,7 +115,7 @@ def _predict(config: PredictConfig) -> int:
         console.print(str(report.throughput))
         ended = report.finish_reasons["length"]
         if ended:
-            console.print(f"{ended} replies ended at {options.max_new_tokens} tokens, unfinished (max_new_tokens).")
+            console.print(f"Unfinished after {options.max_new_tokens} tokens (max_new_tokens): {ended}")
     console.print(f"Replies: {config.output_file}", markup=False)
     return 0
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def talk(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_each_line_is_a_message_and_only_replies_go_to_standard_output(talk) -> None:
     replies, notes = talk("你好", "", "And now?")
     assert len(replies) == 2 and all(replies)
-    assert "Talking to tiny-llama. /help shows the commands" in notes
+    assert "tiny-llama. /help shows the commands" in notes
     assert (
         len(re.findall(r"\[5 tokens, \d+\.\d tokens/s, first after \d+\.\d\d s, cut at max_new_tokens=5\]", notes)) == 2
     )
@@ -86,6 +87,19 @@ def test_wrong_arguments_and_help(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["chat", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "/system TEXT" in shown and "system_prompt" in shown
+
+
+def test_the_page_names_every_command_and_its_options_exist() -> None:
+    from paddlesft.cli.chat import COMMANDS
+    from paddlesft.config import load_arguments
+    from paddlesft.config.verbs import ChatConfig
+
+    text = (REPO / "docs" / "chat.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    assert all(f"| `{command}` |" in text for command in COMMANDS)
+    commands = re.findall(r"paddlesft chat (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        load_arguments({"chat": ChatConfig}, overrides=shlex.split(command))
 
 
 def test_a_pipe(tiny_llama: Path) -> None:
@@ -135,7 +149,7 @@ def test_a_terminal(tiny_llama: Path) -> None:
          "--max_new_tokens", "250", "--min_new_tokens", "250"]
     )  # fmt: skip
     try:
-        terminal.wait_for(r"Talking to tiny-llama[\s\S]*\n> ")
+        terminal.wait_for(r"tiny-llama[\s\S]*\n> ")
         terminal.type("你好，世界\n")
         terminal.wait_for(r"你好，世界\r\n[\s\S]*\S")
         time.sleep(0.05)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,7 +37,7 @@ def test_a_file_is_answered_and_the_run_is_described(
     assert "Generation: sampling with temperature 0.95, top_p 0.7, top_k 0, seed 42, up to 4 new tokens" in shown
     assert "2/2 rows, " in shown
     assert "2 replies in " in shown and "prompt tokens at" in shown and "8 generated at" in shown
-    assert "2 replies ended at 4 tokens, unfinished (max_new_tokens)." in shown
+    assert "Unfinished after 4 tokens (max_new_tokens): 2" in shown
     assert f"Replies: {output}" in shown
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["src"], line["tgt"]) for line in lines] == [("How are you?", "Fine."), ("And now?", "")]
@@ -68,6 +70,17 @@ def test_wrong_arguments_are_answered_before_a_model_is_loaded(
     assert "No model is named. Give --model_name_or_path" in capsys.readouterr().err
     assert predict("--model_name_or_path", tmp_path / "nothing", "--max_new_tokens", 4) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    from paddlesft.config import load_arguments
+    from paddlesft.config.verbs import PredictConfig
+
+    text = (REPO / "docs" / "predict.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^(?:paddlesft predict|python llm/predictor.py) (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        load_arguments({"predict": PredictConfig}, overrides=shlex.split(command, comments=True))
 
 
 def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,15 @@ A byte-level tokenizer encodes any piece as it stands. A SentencePiece tokenizer
 given; behind the first piece that would be a space nobody wrote. Such a tokenizer encodes the piece behind an anchor
 whose own tokens are then taken away.
 
-PaddleNLP's slow tokenizers read a special token that stands in a text ("</s>") as ordinary characters unless it was
-added by hand. A stop token spelled in letters would never stop anything, so the text is cut at special tokens here.
+PaddleNLP's slow tokenizers read special tokens that stand in a text ("</s>") as ordinary characters unless they were
+added by hand, never find added tokens that are not special (Qwen3's "<think>"), or swallow the line break beside one. A
+stop token spelled in letters would never stop anything, so with such a tokenizer the text is cut at these tokens here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 ANCHORS = ("\n", "]", ">", ".", "0", "|")
@@ -35,11 +37,10 @@ class TextEncoder:
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else (self.eos_token_id if self.eos_token_id is not None else 0)
         self._anchored = not all(self._joins(a, b) for a, b in PROBES)
-        overlooked = any(self._plain(text) != [index] for text, index in self.special_ids.items())
-        longest_first = sorted(self.special_ids, key=len, reverse=True)
-        # "(?!)" matches nothing: a tokenizer may have no special tokens at all
-        self.special_text = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
-        self._cut = self.special_text if overlooked else None
+        self.special_text = _any_of(self.special_ids)
+        self.added_ids = {**added_token_ids(tokenizer), **self.special_ids}
+        misread = any(self._misread(text, index) for text, index in self.added_ids.items())
+        self._cut = _any_of(self.added_ids) if misread else None
 
     @property
     def eos_text(self) -> str:
@@ -77,13 +78,21 @@ class TextEncoder:
             return self._behind(text) if behind else self._plain(text)
         ids: list[int] = []
         for part in self._cut.split(text):
-            if part in self.special_ids:
-                ids.append(self.special_ids[part])
-                behind = self.special_ids[part] != self.bos_token_id  # a text begins behind begin-of-sequence
+            if part in self.added_ids:
+                ids.append(self.added_ids[part])
+                behind = self.added_ids[part] != self.bos_token_id  # a text begins behind begin-of-sequence
             else:
                 ids += self._behind(part) if behind else self._plain(part)
                 behind = behind or bool(part)
         return ids
+
+    def _misread(self, special: str, index: int) -> bool:
+        """Whether the tokenizer spells an added token in letters, or swallows white space beside it."""
+        if self._plain(special) != [index]:
+            return True
+        before, behind = "a\n", "\n b"
+        parts = [*self._plain(before), index, *self._plain(behind)]
+        return not self._anchored and self._plain(before + special + behind) != parts
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
@@ -99,6 +108,18 @@ class TextEncoder:
 
     def _joins(self, first: str, second: str) -> bool:
         return self.decode(self._plain(first) + self._plain(second)) == first + second
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    # "(?!)" matches nothing: a tokenizer may have no such tokens at all
+    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+
+
+def added_token_ids(tokenizer: Any) -> dict[str, int]:
+    """Return all tokens added to a tokenizer's vocabulary: control tokens, and plain ones such as ``<think>``."""
+    decoder = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return {str(token): int(index) for index, token in decoder.items() if str(token)}
 
 
 def special_token_ids(tokenizer: Any) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Renderer:
                 "end-of-sequence token, so a model could never learn to stop. Set eos_token in the tokenizer's config, "
                 "or choose a template whose turn end is a token of this tokenizer."
             )
-        stop = None if self.turn_end.stop is None else self.encoder.special_ids[self.turn_end.stop]
+        stop = None if self.turn_end.stop is None else self.encoder.added_ids[self.turn_end.stop]
         self.stop_token_ids = list(dict.fromkeys(i for i in (eos, stop) if i is not None))
         for notice in self.notices:
             logger.info(notice)
@@ -317,5 +317,5 @@ class Renderer:
         return TurnEnd(header, suffix, stop)
 
     def _first_special(self, text: str) -> str | None:
-        known = (token for token in self.encoder.special_ids if token and token in text)
+        known = (token for token in self.encoder.added_ids if token and token in text)
         return min(known, key=lambda token: (text.index(token), -len(token)), default=None)

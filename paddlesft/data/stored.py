@@ -41,7 +41,7 @@ def rows_key(data_config: Any, renderer: Renderer, sources: list[DataSource], fo
         "seed": seed,
         "system_prompt": renderer.system_prompt,
         "template": renderer.template.fingerprint,
-        "tokenizer": [type(tokenizer).__name__, len(tokenizer), renderer.encoder.special_ids],
+        "tokenizer": [type(tokenizer).__name__, len(tokenizer), renderer.encoder.added_ids],
         "probe": renderer.encoder.encode(PROBE),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -51,6 +51,20 @@ def gpt2_bpe(directory: Path) -> Any:
     )
 
 
+def qwen2_slow(directory: Path) -> Any:
+    """A slow Qwen2 tokenizer with control tokens, and added tokens that are not special, as Qwen3 has them."""
+    from paddlenlp.transformers import Qwen2Tokenizer
+    from tokenizers import AddedToken
+
+    gpt2_bpe(directory)
+    texts = {600: "<|endoftext|>", 601: "<|im_start|>", 602: "<|im_end|>", 603: "<think>", 604: "</think>"}
+    added = {i: AddedToken(text, special="|" in text, normalized=False) for i, text in texts.items()}
+    return Qwen2Tokenizer(
+        vocab_file=str(directory / "vocab.json"), merges_file=str(directory / "merges.txt"),
+        added_tokens_decoder=added, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>",
+    )  # fmt: skip
+
+
 def exact_text(tokenizer: Any, ids: list[int]) -> str:
     """The text of ids put together by hand: PaddleNLP's decode of a SentencePiece tokenizer adds and drops spaces."""
     if type(tokenizer).__name__ != "LlamaTokenizer":

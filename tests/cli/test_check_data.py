@@ -80,3 +80,24 @@ def test_configs_and_data_files_are_told_apart(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_text(text)
         assert is_training_config(path) == expected, name
+
+
+DOCUMENTED_ROWS = [
+    {"messages": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4."},
+                  {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "6."}], "label": [0, 1]},
+    {"messages": [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]},
+    {"messages": [{"role": "system", "content": "You rhyme."}, {"role": "user", "content": "Say hello."},
+                  {"role": "assistant", "content": "Hello, yellow fellow."}]},
+]  # fmt: skip
+
+
+def test_the_output_shown_in_the_documentation_is_real(run_cli: Run, smollm2: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    shown = page.partition("```text\n")[2].partition("```")[0]
+    (tmp_path / "data").mkdir()
+    lines = [json.dumps(row) for row in DOCUMENTED_ROWS]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    done = run_cli("check-data", "data", "--model_name_or_path", smollm2, cwd=tmp_path, COLUMNS="100")
+    assert done.returncode == 0, done.stderr
+    for line in shown.splitlines():
+        assert "fingerprint" in line or line in done.stdout, line

@@ -45,8 +45,8 @@ class SFTDataset:
 
     def __init__(
         self,
-        ids: Iterable[Sequence[int]],
-        trained: Iterable[Sequence[bool]],
+        ids: Iterable[Sequence[int] | np.ndarray],
+        trained: Iterable[Sequence[bool] | np.ndarray],
         template_fingerprint: str = "",
         packs: list[list[int]] | None = None,
     ) -> None:
@@ -161,10 +161,7 @@ def build_dataset(data_config: Any, renderer: Renderer, split: str, seed: int = 
     if data_config.lazy and split == "train" and not aside:
         dataset, report = stored_dataset(data_config, renderer, seed)
     else:
-        rows, report = render_conversations(read_split(data_config, split, seed), renderer, data_config, split)
-        dataset = SFTDataset(
-            [row.input_ids for row in rows], [row.trained for row in rows], renderer.template.fingerprint
-        )
+        dataset, report = render_conversations(read_split(data_config, split, seed), renderer, data_config, split)
     packing = data_config.packing
     if split != "train" and data_config.eval_packing is not None:
         packing = data_config.eval_packing
@@ -221,8 +218,8 @@ def stored_dataset(data_config: Any, renderer: Renderer, seed: int) -> tuple[SFT
 
 def render_conversations(
     read: ReadResult, renderer: Renderer, data_config: Any, split: str
-) -> tuple[list[Rendered], DataReport]:
-    """Render what was read and apply the truncation policy.
+) -> tuple[SFTDataset, DataReport]:
+    """Render what was read and apply the truncation policy; the rows are not packed yet.
 
     Args:
         read: from ``read_split``.
@@ -235,9 +232,12 @@ def render_conversations(
     """
     report = _new_report(split, renderer, data_config)
     report.files, report.format, report.declared = read.files, read.format, read.declared
-    rows = list(_rendered([*read.problems, *read.conversations], renderer, data_config, report))
-    report.median_length = int(np.median([len(row.input_ids) for row in rows]))
-    return rows, report
+    ids, trained = [], []
+    for row in _rendered([*read.problems, *read.conversations], renderer, data_config, report):
+        ids.append(np.asarray(row.input_ids, np.int32))  # a tenth of what Python's integers take
+        trained.append(np.asarray(row.trained, bool))
+    report.median_length = int(np.median([len(row) for row in ids]))
+    return SFTDataset(ids, trained, renderer.template.fingerprint), report
 
 
 def _new_report(split: str, renderer: Renderer, data_config: Any) -> DataReport:

@@ -205,6 +205,8 @@ def test_all_bad_rows_are_listed_twenty_in_full(write: Write) -> None:
 DETECTION = [
     ([{"foo": 1, "bar": 2}], "found a row with the keys 'foo', 'bar', which is no format .* nearest format is columns"),
     ([{"instruction": "q", "reply": "a"}], "nearest format is alpaca: .*column_map="),
+    ([{"data": [{"src": "q", "tgt": "a"}]}], "The rows seem to stand inside 'data': save that list as the file's"),
+    ([{}], "found a row with the keys none, which is no format"),
     ([{"text": "once upon a time"}], "Text without a question and a reply is pretraining data"),
     ([{"conversations": [], "chosen": {}, "rejected": {}}], "preference pairs. Supervised fine-tuning needs one reply"),
     ([{"src": "q", "tgt": "a"}, {"question": "q", "answer": "a"}],

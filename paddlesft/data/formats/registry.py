@@ -94,6 +94,9 @@ def _no_format(row: Row) -> str:
     head = f"{row.source}: found a row with the keys {_keys(row)}, which is no format that can be trained on. "
     if keys & {"text", "content"}:
         return head + "Text without a question and a reply is pretraining data; it has no reply to train on."
+    (key, value), *others = row.value.items() or [("", None)]
+    if not others and isinstance(value, list) and value and isinstance(value[0], dict):
+        return head + f"The rows seem to stand inside {key!r}: save that list as the file's whole content."
     nearest = max(FORMATS.values(), key=lambda module: len(keys & set(module.KEYS)))
     if not keys & set(nearest.KEYS):
         nearest = columns

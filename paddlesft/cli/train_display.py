@@ -67,12 +67,14 @@ class TrainDisplay:
         }
         grid = self._grid("Config", "key", "value", "from")
         rows = [row for row in run_config.table() if row[2] != "default"]
+        grid.columns[0].no_wrap = True
+        path = run_config.path
         for key, value, origin in rows:
-            grid.add_row(key, value, origin)
+            grid.add_row(key, value, origin.replace(str(path), path.name, 1) if path else origin)
         self._print(grid)
         rest = len(run_config.table()) - len(rows)
-        path = Path(training.output_dir) / "run_config.yaml"
-        self._print(f"{rest} more keys have their default; all are in {path}\n", style="dim", markup=False)
+        saved = Path(training.output_dir) / "run_config.yaml"
+        self._print(f"{rest} more keys have their default; all are saved in {saved}\n", style="dim", markup=False)
 
     def data(self, split: str, report: Any) -> None:
         """Show the table about a data set."""

@@ -54,7 +54,7 @@ def plot_losses(records: Sequence[Mapping[str, Any]], path: str | Path, title: s
     axes.plot(steps, smoothed(losses, weight), color="#4C78A8", linewidth=2, label="train loss, smoothed")
     if evals:
         axes.plot(*zip(*evals), color="#E45756", linewidth=1.5, marker="o", markersize=5, label="eval loss")
-        step, loss = evals[-1]
+        step, loss = min(evals, key=lambda point: point[1])
         axes.annotate(
             f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(-4, 8), ha="right", color="#E45756"
         )

@@ -39,7 +39,10 @@ def converted(directory: str | Path) -> Path:
         ModelDirectoryError: the model is of a family that cannot be converted, incomplete, or quantised.
     """
     directory = Path(directory).resolve()
-    key = f"converted/{directory.name}-{source_key(directory)}-v{CONVERSION_VERSION}"
+    name = directory.name
+    if directory.parent.name == "snapshots":  # Hugging Face's cache: models--org--name/snapshots/COMMIT
+        name = directory.parent.parent.name.removeprefix("models--").replace("--", "-")
+    key = f"converted/{name}-{source_key(directory)}-v{CONVERSION_VERSION}"
     return cached_directory(key, lambda scratch: write_paddle_model(directory, scratch))
 
 

@@ -75,6 +75,7 @@ def test_download_brings_what_a_model_directory_needs(source: str, hub: Loopback
 def test_the_result_is_converted_and_loads(hub: LoopbackHub) -> None:
     from paddlesft.models import load_model
 
+    assert resolve_model(NAME).name.startswith("acme-tiny-")
     directory = resolve_model(f"bos:{NAME}")
     assert (directory / "paddlesft.json").is_file()
     assert load_model(directory).config.num_key_value_heads == 2

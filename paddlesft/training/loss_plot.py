@@ -53,11 +53,8 @@ def plot_losses(records: Sequence[Mapping[str, Any]], path: str | Path, title: s
     axes.plot(steps, losses, color="#4C78A8", alpha=0.3, linewidth=1, label="train loss")
     axes.plot(steps, smoothed(losses, weight), color="#4C78A8", linewidth=2, label="train loss, smoothed")
     if evals:
-        axes.plot(*zip(*evals), color="#E45756", linewidth=1.5, marker="o", markersize=5, label="eval loss")
-        step, loss = min(evals, key=lambda point: point[1])
-        axes.annotate(
-            f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(-4, 8), ha="right", color="#E45756"
-        )
+        label = f"eval loss (lowest {min(loss for _, loss in evals):.3f})"
+        axes.plot(*zip(*evals), color="#E45756", linewidth=1.5, marker="o", markersize=5, label=label)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per trained token (nats)")
     axes.set_ylim(bottom=0)

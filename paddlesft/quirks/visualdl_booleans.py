@@ -1,6 +1,6 @@
 """visualdl 2.5.3 stores hyperparameters that are booleans as integers, which protobuf 7 refuses with a TypeError.
 
-Upstream symbol: ``visualdl.LogWriter.add_hparams``; PaddleNLP's VisualDL callback calls it with every training argument.
+Upstream symbol: ``visualdl.LogWriter.add_hparams``; PaddleNLP's VisualDL callback calls it with all arguments.
 """
 
 from __future__ import annotations

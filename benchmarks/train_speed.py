@@ -118,9 +118,11 @@ def compare(directory: Path, arguments: argparse.Namespace, config: Any, batch: 
             records[name].append(sides[name].ask("step"))
     for name, speed in ours.ask("products").items():
         products[name] = max(speed, products[name])
+    operators = ours.ask("operators")
     for worker in sides.values():
         worker.close()
     report(arguments, config, batch, records, products)
+    print_operators(operators)
     difference = max(abs(a["loss"] - b["loss"]) for a, b in zip(*records.values()))
     equal = difference <= LOSS_BOUND
     first, last = (records["PaddleSFT"][i]["loss"] for i in (0, -1))
@@ -133,7 +135,9 @@ def report(arguments: argparse.Namespace, config: Any, batch: dict, records: dic
     tokens = batch["input_ids"].size
     work = step_gflop(config, batch, arguments.method)
     peak = max(products.values())
-    print(f"  {'':10}{'s/step':>9}{'min':>9}{'max':>9}{'CPU s':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'of peak':>9}")
+    print(
+        f"  {'':10}{'s/step':>9}{'min':>9}{'max':>9}{'CPU s':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'of peak':>9}{'GB':>7}"
+    )
     medians = {}
     for name, steps in records.items():
         seconds = [step["seconds"] for step in steps[arguments.warmup :]]
@@ -142,7 +146,7 @@ def report(arguments: argparse.Namespace, config: Any, batch: dict, records: dic
         speed = work / medians[name]
         print(
             f"  {name:10}{medians[name]:9.3f}{min(seconds):9.3f}{max(seconds):9.3f}{processor:9.3f}"
-            f"{tokens / medians[name]:11.1f}{speed:9.1f}{speed / peak:9.0%}"
+            f"{tokens / medians[name]:11.1f}{speed:9.1f}{speed / peak:9.0%}{steps[-1]['memory_gb']:7.2f}"
         )
     pairs = [b["seconds"] / a["seconds"] for a, b in zip(*(steps[arguments.warmup :] for steps in records.values()))]
     ratio = medians["torch"] / medians["PaddleSFT"]
@@ -152,6 +156,13 @@ def report(arguments: argparse.Namespace, config: Any, batch: dict, records: dic
     )
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in products.items())
     print(f"  Matrix products of this model's shapes reach, in GFLOP/s: {speeds}. A step needs {work:.0f} GFLOP.")
+
+
+def print_operators(operators: dict[str, Any]) -> None:
+    """Print where PaddleSFT's time goes, measured in a few steps more."""
+    total = operators["seconds"]
+    shares = sorted(operators["kinds"].items(), key=lambda item: -item[1])
+    print("  PaddleSFT's time: " + ", ".join(f"{kind} {seconds / total:.0%}" for kind, seconds in shares))
 
 
 def step_gflop(config: Any, batch: dict, method: str) -> float:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from operator_times import operator_times
 from pipe import serve, timed
 
 import paddlesft  # noqa: F401  (prepares the environment before paddle is imported)
@@ -57,7 +58,12 @@ def main(directory: Path) -> None:
         "about": f"accelerated: {', '.join(swapped) or 'nothing'}",
         "trained": sum(int(np.prod(p.shape)) for p in trained),
     }
-    serve(ready, {"step": lambda: timed(step), "products": lambda: product_speeds(setting["products"])})
+    commands = {
+        "step": lambda: timed(step),
+        "products": lambda: product_speeds(setting["products"]),
+        "operators": lambda: operator_times(step),
+    }
+    serve(ready, commands)
 
 
 def run_config(setting: dict):

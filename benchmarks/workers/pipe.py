@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -69,7 +70,12 @@ def serve(ready: dict[str, Any], commands: dict[str, Callable[[], dict[str, Any]
 
 
 def timed(step: Callable[[], float]) -> dict[str, float]:
-    """Run one training step and return its loss, its seconds and the processor seconds of all threads."""
+    """Run one training step; return its loss, its seconds, the processor seconds of all threads and the peak memory."""
     wall, processor = time.perf_counter(), time.process_time()
     loss = step()
-    return {"loss": loss, "seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+    return {
+        "loss": loss,
+        "seconds": time.perf_counter() - wall,
+        "processor_seconds": time.process_time() - processor,
+        "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }

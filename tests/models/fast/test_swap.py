@@ -150,6 +150,17 @@ def test_recomputation(build, lora, calls, granularity, reentrant) -> None:
     assert calls.count("AttentionFunction") == {"full": 4, "full_attn": 4, "core_attn": 0}[granularity]
 
 
+def test_the_supervised_loss_is_upstreams(build, lora) -> None:
+    from paddlesft.training.loss import supervised_loss
+
+    model, batch = lora(build()), token_batch()
+    expected = supervised_loss(model, batch)
+    accelerate(model)
+    found = supervised_loss(model, batch)
+    assert found.trained_tokens == expected.trained_tokens
+    assert float(found.loss_sum) == pytest.approx(float(expected.loss_sum), rel=1e-5)
+
+
 def test_gradients_accumulate(build, lora) -> None:
     model = lora(build())
     accelerate(model)

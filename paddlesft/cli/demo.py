@@ -68,16 +68,25 @@ def run(argv: list[str]) -> int:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 110
-    root = Path(config.training.output_dir)
+    for notice in config.notices:
+        console.print(notice, soft_wrap=True, markup=False)
+    root = Path(config.training.output_dir).expanduser()
     earlier = set_aside(root)
     root.mkdir(parents=True)
     config.derive("output_dir", str(root / "adapter"), "the demo keeps adapter and merged model side by side")
-    _demo(console, config, root)
+    try:
+        _demo(console, config, root)
+    except BaseException:
+        if earlier is not None:
+            console.print(f"\nThe demo did not finish. The earlier {root} is kept as {earlier}.", soft_wrap=True)
+        raise
     leave_marker(root)
     if earlier is not None and made_by_demo(earlier):
         shutil.rmtree(earlier)
     elif earlier is not None:
-        console.print(f"\nThe earlier {root} holds files that the demo did not write; it is kept as {earlier}.")
+        console.print(
+            f"\nThe earlier {root} holds files that the demo did not write; it is kept as {earlier}.", soft_wrap=True
+        )
     return 0
 
 
@@ -112,7 +121,11 @@ def _demo(console: Console, config: Any, root: Path) -> None:
         console.print(f"  {shortened(answer)}", soft_wrap=True, markup=False)
 
     heading(3, "Train a LoRA adapter")
-    result = train(config, observer(console))
+    screen = observer(console)
+    try:
+        result = train(config, screen)
+    finally:
+        screen.progress.stop()  # gives the cursor back, also after Ctrl-C
     seconds = result.metrics["train_runtime"]
     console.print(f"Trained in {seconds:.0f} s; adapter in {result.output_dir}", soft_wrap=True)
 
@@ -247,9 +260,6 @@ def observer(console: Console) -> Any:
 
         def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
             console.print(f"step {step}: loss on held-out rows {metrics['eval_loss']:.3f}", soft_wrap=True)
-
-        def finished(self, result: Any) -> None:
-            self.progress.stop()
 
     return Screen()
 

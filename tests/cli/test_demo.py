@@ -159,6 +159,17 @@ def test_the_whole_way(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert (out / "model" / "config.json").is_file()
 
 
+def test_a_demo_that_fails_says_where_the_earlier_output_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(UserError):
+        demo.run([f"model_name_or_path={tmp_path / 'no model'}", f"output_dir={out}"])
+    assert (tmp_path / "out.1" / "precious").read_text() == "mine"
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"The demo did not finish. The earlier {out} is kept as {tmp_path / 'out.1'}." in said
+
+
 # ---- once for real ----
 
 

@@ -279,17 +279,21 @@ def _rendered(
             "truncation."
         )
     if marked:
-        report.notices.append(
-            f"{len(marked)} rows have the text of a special token in a message ({marked[0]}); it is read as that token."
-        )
+        if renderer.reads_special_tokens:
+            read_as = "it becomes that token"
+        else:
+            read_as = "it stays ordinary text (remove it where it ends a reply: every reply gets its own stop token)"
+        whose = "1 row has" if len(marked) == 1 else f"{len(marked)} rows have"
+        report.notices.append(f"{whose} the text of a special token in a message ({marked[0]}); {read_as}.")
     if tools_seen and not renderer.template.mentions("tools"):
+        whose = "1 row lists" if tools_seen == 1 else f"{tools_seen} rows list"
         report.notices.append(
-            f"{tools_seen} rows list tools, which template {renderer.template.name!r} does not show to the model."
+            f"{whose} tools, which template {renderer.template.name!r} does not show to the model."
         )
 
 
 def _special_token_in(conversation: Conversation, renderer: Renderer) -> str | None:
-    """The first special token's text inside a message; in a reply it would be a second stop token, for instance."""
+    """The first special token's text inside a message; only with the template plain does it become that token."""
     found = (renderer.encoder.special_text.search(message.content) for message in conversation.messages)
     return next((match.group() for match in found if match), None)
 

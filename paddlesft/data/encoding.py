@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from paddlesft.data.literal_text import parts_of
+
 ANCHORS = ("\n", "]", ">", ".", "0", "|")
 PLAIN_WORD = "word"
 PROBES = ((":", "Hello there"), (":", " Hello there"), ("]", "\n好的"))
@@ -50,10 +52,14 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that nothing stands before; no special tokens are added."""
-        return self._encode_parts(text, behind=False)
+        return self._encode_joined(text, behind=False)
 
     def encode_with_special_tokens(self, text: str) -> list[int]:
         """Return the ids of a text with the tokenizer's own around it, less an end-of-sequence behind it."""
+        text, *rest = parts_of(text)
+        return [*self._with_special_tokens(text), *(i for part in rest for i in self._encode_parts(part, True))]
+
+    def _with_special_tokens(self, text: str) -> list[int]:
         if self._cut and self._cut.search(text):
             # the tokenizer would overlook special tokens inside the text: take only what it puts before one
             around = list(self.tokenizer(PLAIN_WORD, add_special_tokens=True)["input_ids"])
@@ -67,11 +73,15 @@ class TextEncoder:
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the ids of a piece that other text stands before."""
-        return self._encode_parts(text, behind=True)
+        return self._encode_joined(text, behind=True)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _encode_joined(self, text: str, behind: bool) -> list[int]:
+        parts = parts_of(text)
+        return [i for n, part in enumerate(parts) for i in self._encode_parts(part, behind or n > 0)]
 
     def _encode_parts(self, text: str, behind: bool) -> list[int]:
         if self._cut is None:
@@ -111,7 +121,8 @@ class TextEncoder:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(texts, key=len, reverse=True)
+    # ChatGLM's "sop" and "eop" stand in "people" too; such tokens come from the tokenizer, never from a text
+    longest_first = sorted((text for text in texts if len(text) > 1 and not text.isalnum()), key=len, reverse=True)
     # "(?!)" matches nothing: a tokenizer may have no such tokens at all
     return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 

@@ -19,6 +19,7 @@ from typing import Any
 from paddlesft.data.conversation import Conversation, Message
 from paddlesft.data.encoding import TextEncoder
 from paddlesft.data.jinja_sandbox import TemplateRefusal
+from paddlesft.data.literal_text import parted, restored, without_joints
 from paddlesft.data.problems import RowProblem
 from paddlesft.data.templates import ChatTemplate
 from paddlesft.data.tool_text import tool_calls_as_text
@@ -107,6 +108,14 @@ class Renderer:
         self.stop_token_ids = list(dict.fromkeys(i for i in (eos, stop) if i is not None))
         for notice in self.notices:
             logger.info(notice)
+
+    @property
+    def reads_special_tokens(self) -> bool:
+        """Whether special tokens spelled in a message become tokens: only in "plain", where rows are marked up already.
+
+        Any other template writes all marks itself; in messages they stay text (``literal_text.py``).
+        """
+        return self.template.pieces_apart
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -198,7 +207,7 @@ class Renderer:
     ) -> str:
         """Return the text of the same prompt, without the tokens a tokenizer adds by itself."""
         conversation = Conversation.of(list(messages), tools).with_system(self.system_prompt)
-        return self._prompt_text(conversation.messages, tools)
+        return without_joints(self._prompt_text(conversation.messages, tools))
 
     def _prompt_ids(self, messages: list[Message], tools: Any) -> list[int]:
         try:
@@ -231,7 +240,7 @@ class Renderer:
         if not full.startswith(prompt):
             raise RowProblem(
                 "",
-                f"a prompt that ends in {prompt[-30:]!r} while template {self.template.name!r} writes the same reply "
+                f"a prompt that ends in {without_joints(prompt)[-30:]!r} while template {self.template.name!r} writes the same reply "
                 "without that",
                 "a template whose prompt for generation is the beginning of what it writes for a finished turn",
             )
@@ -249,13 +258,14 @@ class Renderer:
     def _text(self, messages: list[Message], tools: Any, add_generation_prompt: bool = False) -> str:
         if not self._native_calls:
             messages = [tool_calls_as_text(message) for message in messages]
+        told = [message.for_template() for message in messages]
+        if not self.reads_special_tokens:
+            told, tools = parted([told, tools], self.encoder.special_text)
         try:
-            return self.template.render(
-                [message.for_template() for message in messages], tools, add_generation_prompt=add_generation_prompt
-            )
+            return restored(self.template.render(told, tools, add_generation_prompt=add_generation_prompt))
         except TemplateRefusal as refusal:
             roles = ", ".join(message.role for message in messages)
-            found = f"turns ({roles}) that template {self.template.name!r} refuses: {refusal}"
+            found = f"turns ({roles}) that template {self.template.name!r} refuses: {without_joints(str(refusal))}"
             raise RowProblem("", found, "what the template takes") from refusal
 
     # --- ids ------------------------------------------------------------------------------------------------------

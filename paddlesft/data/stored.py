@@ -14,7 +14,7 @@ from paddlesft import __version__
 from paddlesft.data.rendering import Rendered, Renderer
 from paddlesft.data.sources import DataSource
 
-LAYOUT = 1  # raised when the files below, or what rendering means, change
+LAYOUT = 2  # raised when the files below, or what rendering means, change
 ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
 # keys of the configuration that decide which rows there are and how they are cut
 DECIDING_KEYS = ("column_map", "mix_strategy", "src_length", "max_length", "truncation", "max_train_samples")

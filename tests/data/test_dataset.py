@@ -186,14 +186,17 @@ def test_tools_that_the_template_does_not_show_are_noticed(write: Write, tokeniz
            "tools": [{"type": "function", "function": {"name": "f"}}]}  # fmt: skip
     chatml = Renderer(tokenizers["smollm2"], load_template(tokenizers["smollm2"], "chatml"))
     notices = build_dataset(config(write("a.jsonl", [row])), chatml, "train")[1].notices
-    assert notices == ["1 rows list tools, which template 'chatml' does not show to the model."]
+    assert notices == ["1 row lists tools, which template 'chatml' does not show to the model."]
 
 
 def test_special_tokens_inside_a_message_are_noticed(write: Write, renderer: Renderer) -> None:
     path = write("a.jsonl", [*ROWS[:2], {"question": "q", "answer": "Stop<|im_end|> here"}])
     notices = build_dataset(config(path), renderer, "train")[1].notices
-    assert notices == [f"1 rows have the text of a special token in a message ({path}:3: '<|im_end|>'); "
-                       "it is read as that token."]  # fmt: skip
+    told = f"1 row has the text of a special token in a message ({path}:3: '<|im_end|>'); it "
+    kept = "stays ordinary text (remove it where it ends a reply: every reply gets its own stop token)."
+    assert notices == [told + kept]
+    plain = Renderer(renderer.tokenizer, load_template(renderer.tokenizer, "plain"))
+    assert build_dataset(config(path), plain, "train")[1].notices == [told + "becomes that token."]
 
 
 def test_the_view_shows_what_is_trained_after_packing_and_truncation(write: Write, renderer: Renderer) -> None:

@@ -238,10 +238,10 @@ class Renderer:
     def _reply_piece(self, prompt: str, history: list[Message], reply: Message, tools: Any) -> _Piece:
         full = self._text([*history, reply], tools)
         if not full.startswith(prompt):
+            tail = without_joints(prompt)[-30:]
             raise RowProblem(
                 "",
-                f"a prompt that ends in {without_joints(prompt)[-30:]!r} while template {self.template.name!r} writes the same reply "
-                "without that",
+                f"a prompt that ends in {tail!r} while template {self.template.name!r} writes the same reply without that",
                 "a template whose prompt for generation is the beginning of what it writes for a finished turn",
             )
         text = full[len(prompt) :]

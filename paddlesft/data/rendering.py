@@ -241,7 +241,8 @@ class Renderer:
             tail = without_joints(prompt)[-30:]
             raise RowProblem(
                 "",
-                f"a prompt that ends in {tail!r} while template {self.template.name!r} writes the same reply without that",
+                f"a prompt that ends in {tail!r} while template {self.template.name!r} writes the same "
+                "reply without that",
                 "a template whose prompt for generation is the beginning of what it writes for a finished turn",
             )
         text = full[len(prompt) :]

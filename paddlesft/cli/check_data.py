@@ -89,6 +89,7 @@ def is_training_config(path: Path) -> bool:
 
 def _check(console: Console, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> None:
     from paddlesft.data.dataset import build_dataset
+    from paddlesft.data.problems import counted
     from paddlesft.data.report import first_sample_view
     from paddlesft.data.sources import has_split
     from paddlesft.data.splits import read_split
@@ -103,7 +104,7 @@ def _check(console: Console, model: ModelConfig, data: DataConfig, training: Tra
         if renderer is None:
             read = read_split(data, split, training.seed)
             rows = len(read.usable())
-            console.print(f"[bold]{split} data[/bold]: {rows:,} rows, all usable; format {read.format}")
+            console.print(f"[bold]{split} data[/bold]: {counted(rows, 'row')}, all usable; format {read.format}")
             continue
         dataset, report = build_dataset(data, renderer, split, training.seed)
         _print_report(console, report, data, training.per_device_train_batch_size)

@@ -7,13 +7,14 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from paddlesft.data.conversation import Source
-from paddlesft.data.problems import Problem, shown
+from paddlesft.data.problems import Problem, counted, described, shown
 from paddlesft.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
@@ -64,9 +65,10 @@ def read_rows(path: Path) -> Iterator[Row | Problem]:
                 yield from _json(path, stream)
     except UnicodeDecodeError as error:
         line = _line_of_bad_bytes(path)
-        bad = shown(repr(error.object[error.start : error.start + 4]))
-        yield Problem(Source(str(path), line), "", f"bytes that are not UTF-8 ({bad})", "a text file in UTF-8")
-    except (gzip.BadGzipFile, EOFError) as error:
+        bad = error.object[error.start : error.start + 4].hex(" ")
+        allowed = "a text file in UTF-8; `iconv -f GB18030 -t UTF-8 OLD > NEW` converts one, here from GB18030"
+        yield Problem(Source(str(path), line), "", f"bytes that are not UTF-8 ({bad})", allowed)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         yield Problem(Source(str(path), 1), "", f"a damaged gzip file ({error})", "a complete gzip file")
 
 
@@ -90,21 +92,50 @@ def _line_of_bad_bytes(path: Path) -> int:
 def _row(value: Any, source: Source) -> Row | Problem:
     if isinstance(value, dict):
         return Row(source, value)
-    return Problem(source, "", f"{type(value).__name__} {shown(value)}", "an object with named fields")
+    return Problem(source, "", described(value), "an object with named fields")
 
 
-def _not_json(source: Source, error: json.JSONDecodeError) -> Problem:
-    return Problem(source, "", f"text that is not JSON: {error.msg} (column {error.colno})", "one complete JSON object")
+class _Decoder(json.JSONDecoder):
+    """Decodes JSON and remembers names that an object has twice, of which one would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.repeated: list[str] = []
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated += [name for name in value if names.count(name) > 1]
+        return value
+
+    def row(self, value: Any, source: Source) -> Row | Problem:
+        """Return the value decoded last as a row."""
+        repeated, self.repeated = self.repeated, []
+        if repeated:
+            return Problem(source, repeated[0], "this name twice in one object", "each name once")
+        return _row(value, source)
+
+
+def _not_json(source: Source, error: Exception, also: str = "") -> Problem:
+    if isinstance(error, json.JSONDecodeError):
+        found = f"text that is not JSON: {error.msg} (column {error.colno}{also})"
+    elif isinstance(error, RecursionError):
+        found = "values nested too deeply"
+    else:
+        found = f"a value that cannot be read: {str(error).partition(';')[0]}"  # integers of thousands of digits
+    return Problem(source, "", found, "one complete JSON object")
 
 
 def _json_lines(path: Path, lines: Iterator[str] | IO[str]) -> Iterator[Row | Problem]:
+    decoder = _Decoder()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         source = Source(str(path), number)
         try:
-            yield _row(json.loads(line.rstrip("\r\n")), source)
-        except json.JSONDecodeError as error:
+            yield decoder.row(decoder.decode(line.rstrip("\r\n")), source)
+        except (ValueError, RecursionError) as error:
             yield _not_json(source, error)
 
 
@@ -117,7 +148,7 @@ def _json(path: Path, stream: IO[str]) -> Iterator[Row | Problem]:
     if first.lstrip().startswith("{"):
         try:
             json.loads(first)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass
         else:
             yield from _json_lines(path, stream)
@@ -127,8 +158,8 @@ def _json(path: Path, stream: IO[str]) -> Iterator[Row | Problem]:
 
 def _json_values(path: Path, text: str) -> Iterator[Row | Problem]:
     """Rows of an array, or of objects written one after the other, that may each take many lines."""
-    decoder = json.JSONDecoder()
-    position, line, counted = 0, 1, 0
+    decoder = _Decoder()
+    position, line, seen, rows, last_line = 0, 1, 0, 0, 0
 
     def skip(position: int, also: str = "") -> int:
         while position < len(text) and (text[position].isspace() or text[position] in also):
@@ -138,29 +169,40 @@ def _json_values(path: Path, text: str) -> Iterator[Row | Problem]:
     position = skip(0)
     in_array = position < len(text) and text[position] == "["
     if in_array:
+        last_line = text.count("\n", 0, position) + 1
         position = skip(position + 1)
     while position < len(text):
+        line += text.count("\n", seen, position)
+        seen = position
         if in_array and text[position] == "]":
+            position = skip(position + 1)
+            if position < len(text):
+                source = Source(str(path), line + text.count("\n", seen, position))
+                found = f"{shown(text[position : position + 20])} behind the array"
+                yield Problem(source, "", found, "one array, or one object in each line")
             return
-        line += text.count("\n", counted, position)
-        counted = position
-        source = Source(str(path), line)
+        rows += 1
+        source = Source(str(path), line, rows if line == last_line else 0)
         try:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            place = Source(str(path), error.lineno)
             begun = "" if error.lineno == line else f", in the row that begins on line {line}"
-            found = f"text that is not JSON: {error.msg} (column {error.colno}{begun}); the rest was not read"
-            yield Problem(place, "", found, "one complete JSON object")
+            problem = _not_json(Source(str(path), error.lineno), error, begun)
+            yield replace(problem, found=f"{problem.found}; the rest was not read")
             return
-        yield _row(value, source)
+        except (ValueError, RecursionError) as error:
+            problem = _not_json(source, error)
+            yield replace(problem, found=f"{problem.found}; the rest was not read")
+            return
+        yield decoder.row(value, source)
+        last_line = line + text.count("\n", seen, position)
         position = skip(position)
         if not in_array:
             continue
         if position < len(text) and text[position] == ",":
             position = skip(position + 1)
         elif position < len(text) and text[position] != "]":
-            line += text.count("\n", counted, position)
+            line += text.count("\n", seen, position)
             found = f"{shown(text[position : position + 20])} between two rows; the rest was not read"
             yield Problem(Source(str(path), line), "", found, "a comma, or ] at the end of the array")
             return
@@ -171,28 +213,58 @@ def _json_values(path: Path, text: str) -> Iterator[Row | Problem]:
 
 def _csv(path: Path, stream: IO[str]) -> Iterator[Row | Problem]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(stream)
-    header = next(reader, None)
-    if not header:
-        return
-    begin = reader.line_num + 1
-    for cells in reader:
+    reader = csv.reader(stream, strict=True)
+    header, begin = None, 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield Problem(Source(str(path), begin), "", *_csv_fault(str(error)))
+            begin = reader.line_num + 1
+            continue
+        if cells is None:
+            return
         source, begin = Source(str(path), begin), reader.line_num + 1
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            yield Problem(source, "", f"{len(cells)} cells", f"{len(header)}, one for each column of the first line")
-            continue
-        yield Row(source, dict(zip(header, cells)))
+        if header is None:
+            header = cells
+            fault = _header_fault(header)
+            if fault:
+                yield Problem(source, "", *fault)
+                return
+        elif len(cells) == len(header):
+            yield Row(source, dict(zip(header, cells)))
+        elif cells:
+            found = counted(len(cells), "cell")
+            yield Problem(source, "", found, f"{len(header)}, one for each column of the first line")
+
+
+def _csv_fault(error: str) -> tuple[str, str]:
+    if "end of data" in error:
+        return "a quoted cell that never ends", 'a " at the end of each cell that begins with one'
+    return f"a cell that is not quoted right ({error})", 'cells such as "one, ""two""", quoted from end to end'
+
+
+def _header_fault(header: list[str]) -> tuple[str, str] | None:
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        return f"two columns with the name {shown(twice)}", "each name once"
+    other = next((mark for mark in ";\t|" if mark in header[0]), None) if len(header) == 1 else None
+    if other is not None:
+        return f"one column {shown(header[0])}, so cells are separated by {shown(other)}", "cells separated by commas"
+    return None
 
 
 def _parquet(path: Path) -> Iterator[Row | Problem]:
-    import datasets
+    # not through datasets: threads of its streams abort one process in three at its end (datasets 3.6, pyarrow 19)
+    import pyarrow.parquet
 
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, value in enumerate(rows, 1):
-            yield Row(Source(str(path), number), value)
-    except Exception as error:  # pyarrow has a class of its own for each way a file can be damaged
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1000, use_threads=False):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(Source(str(path), number), value)
+    except (pyarrow.ArrowException, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         yield Problem(Source(str(path), 1), "", f"a file that cannot be read: {first_line}", "a complete parquet file")

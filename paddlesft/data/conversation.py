@@ -17,15 +17,17 @@ class Source:
     Attributes:
         file: path as the user gave it.
         line: 1-based line on which the row begins; in a parquet file the 1-based row number.
+        row: 1-based number of the row where others stand on the same line, else 0.
     """
 
     file: str = "<memory>"
     line: int = 0
+    row: int = 0
 
     def __str__(self) -> str:
         if self.file.endswith(".parquet"):
             return f"{self.file}:row {self.line}"
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" + (f" (row {self.row})" if self.row else "")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,19 @@ def shown(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def described(value: Any) -> str:
+    """Return what kind of value stands somewhere, in JSON's words, and the value."""
+    if value is None or isinstance(value, bool):
+        return shown(value)
+    kinds = {dict: "the object", list: "the list", str: "the text", int: "the number", float: "the number"}
+    return f"{kinds.get(type(value), type(value).__name__)} {shown(value)}"
+
+
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """Return a number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def listing(problems: Sequence[Problem], rows: int) -> str:
     """Return the text that lists the problems: the first 20 in full, the rest counted by field.
 
@@ -66,14 +79,14 @@ def listing(problems: Sequence[Problem], rows: int) -> str:
         rows: how many rows were read, bad ones included.
     """
     bad_rows = len({problem.source for problem in problems})
-    verb = "row" if bad_rows == 1 else "rows"
-    lines = [f"{bad_rows} {verb} of {max(rows, bad_rows)} cannot be used:"]
+    lines = [f"{counted(bad_rows, 'row')} of {max(rows, bad_rows):,} cannot be used:"]
     lines += [f"  {problem}" for problem in problems[:SHOWN_IN_FULL]]
     rest = problems[SHOWN_IN_FULL:]
     if rest:
-        kinds = Counter(problem.field.split("[")[0] or "row" for problem in rest)
-        counted = ", ".join(f"{field}: {count}" for field, count in kinds.most_common())
-        lines.append(f"  … and {len(rest)} more ({counted})")
+        kinds = Counter(problem.field.split("[")[0] for problem in rest)
+        told = (f"{count:,} in " + (f"field {field!r}" if field else "the row itself") for field, count in
+                kinds.most_common())  # fmt: skip
+        lines.append(f"  … and {len(rest):,} more: {', '.join(told)}")
     lines.append("Nothing was trained or written. Correct or remove these rows, then run `paddlesft check-data` again.")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -125,6 +126,22 @@ def iterate_conversations(
 
 def _parsed(module: ModuleType, row: Row, reply_needed: bool, options: dict[str, Any]) -> Conversation | Problem:
     try:
-        return module.parse(row.value, row.source, reply_needed, **options)
+        conversation = module.parse(row.value, row.source, reply_needed, **options)
+        _insist_on_unicode(conversation)
     except RowProblem as problem:
         return problem.at(row.source)
+    return conversation
+
+
+def _insist_on_unicode(conversation: Conversation) -> None:
+    """JSON can spell halves of characters ("\\ud83d"), which no tokenizer takes and no file can hold."""
+    texts = [message.content for message in conversation.messages]
+    if conversation.tools or any(message.tool_calls for message in conversation.messages):
+        told = [conversation.tools, [message.tool_calls for message in conversation.messages]]
+        texts.append(json.dumps(told, ensure_ascii=False, default=str))
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])[1:-1]
+            raise RowProblem("", f"half a character ({half}) in a text", "complete Unicode characters") from error

@@ -63,7 +63,7 @@ def test_csv_with_a_wrong_number_of_cells(write: Callable[..., Path]) -> None:
     path = write("a.csv", "question,answer\nq,a\nq,a,b\nq\n")
     assert problems(path) == [
         "a.csv:3  found 3 cells; allowed: 2, one for each column of the first line",
-        "a.csv:4  found 1 cells; allowed: 2, one for each column of the first line",
+        "a.csv:4  found 1 cell; allowed: 2, one for each column of the first line",
     ]
 
 
@@ -77,6 +77,9 @@ def test_gzip(write: Callable[..., Path], name: str) -> None:
 def test_damaged_gzip(write: Callable[..., Path]) -> None:
     path = write("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:30])
     assert "found a damaged gzip file" in problems(path)[0]
+    whole = bytearray(gzip.compress(b'{"a": 1}\n' * 1000))
+    whole[20] ^= 0xFF
+    assert "found a damaged gzip file" in problems(write("c.jsonl.gz", bytes(whole)))[0]
     path = write("b.jsonl.gz", b'{"a": 1}\n')
     assert "found a damaged gzip file" in problems(path)[0]
 
@@ -102,7 +105,7 @@ def test_bad_lines_are_problems_and_the_rest_is_read(write: Callable[..., Path])
     assert [type(row) for row in rows] == [Row, Problem, Problem, Row]
     assert problems(path) == [
         "a.jsonl:2  found text that is not JSON: Expecting value (column 7); allowed: one complete JSON object",
-        "a.jsonl:3  found list [1]; allowed: an object with named fields",
+        "a.jsonl:3  found the list [1]; allowed: an object with named fields",
     ]
 
 
@@ -126,6 +129,56 @@ def test_a_fault_inside_an_array_names_its_line(write: Callable[..., Path]) -> N
 def test_bytes_that_are_not_utf8(write: Callable[..., Path]) -> None:
     path = write("a.jsonl", b'{"a": 1}\n' + '{"a": "你好"}'.encode("gbk"))
     assert problems(path)[0].startswith("a.jsonl:2  found bytes that are not UTF-8")
+
+
+def test_names_that_an_object_has_twice(write: Callable[..., Path]) -> None:
+    path = write("a.jsonl", '{"src": "a", "src": "b"}\n{"src": "a"}\n{"m": [{"role": 1, "role": 2}]}\n')
+    assert problems(path) == [
+        "a.jsonl:1  field 'src': found this name twice in one object; allowed: each name once",
+        "a.jsonl:3  field 'role': found this name twice in one object; allowed: each name once",
+    ]
+    path = write("b.json", '[\n{"a": 1},\n{"a": 1,\n"a": 2}\n]')
+    assert problems(path) == ["b.json:3  field 'a': found this name twice in one object; allowed: each name once"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_values_that_python_cannot_read(write: Callable[..., Path], name: str) -> None:
+    rest = "; the rest was not read" if name == "a.json" else ""
+    path = write(name, '{"a": ' + "9" * 5000 + "}\n")
+    assert problems(path)[0].startswith(f"{name}:1  found a value that cannot be read: Exceeds the limit (4300")
+    path = write(name, '{"a": ' + "[" * 100_000 + "}\n")
+    assert problems(path) == [f"{name}:1  found values nested too deeply{rest}; allowed: one complete JSON object"]
+
+
+def test_text_behind_an_array_is_not_passed_over(write: Callable[..., Path]) -> None:
+    path = write("a.json", '[\n{"a": 1}\n]\n[{"a": 2}]')
+    assert problems(path) == [
+        'a.json:4  found "[{\\"a\\": 2}]" behind the array; allowed: one array, or one object in each line'
+    ]
+
+
+def test_csv_that_is_not_one(write: Callable[..., Path]) -> None:
+    path = write("a.csv", 'question,answer\nq,a\n"q,a\nq,a\n')
+    assert problems(path) == [
+        'a.csv:3  found a quoted cell that never ends; allowed: a " at the end of each cell that begins with one'
+    ]
+    path = write("b.csv", 'question,answer\n"q"x,a\nq,a\n')
+    assert problems(path)[0].startswith("b.csv:2  found a cell that is not quoted right")
+    path = write("c.csv", "question,question,answer\na,b,c\n")
+    assert problems(path) == ['c.csv:1  found two columns with the name "question"; allowed: each name once']
+    path = write("d.csv", "question;answer\na;b\n")
+    assert problems(path) == [
+        'd.csv:1  found one column "question;answer", so cells are separated by ";"; allowed: cells separated by commas'
+    ]
+
+
+def test_parquet_without_rows(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"src": pyarrow.array([], pyarrow.string())}), path)
+    assert list(read_rows(path)) == []
 
 
 def test_unknown_endings_and_missing_files(write: Callable[..., Path], tmp_path: Path) -> None:

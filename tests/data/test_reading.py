@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from paddlesft.data.conversation import Conversation
-from paddlesft.data.problems import listing
-from paddlesft.data.reading import read_conversations
+from paddlesft.data.containers import Row
+from paddlesft.data.conversation import Conversation, Source
+from paddlesft.data.formats.registry import FORMATS
+from paddlesft.data.problems import Problem, listing
+from paddlesft.data.reading import _parsed, read_conversations
 from paddlesft.errors import DataError
 
 Write = Callable[..., Path]
@@ -75,8 +79,8 @@ def test_tools_and_calls_are_kept(write: Write) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     rows = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": "3"}, {"role": "assistant", "content": "a"}]  # fmt: skip
-    for given in (tools, json.dumps(tools)):
-        _, conversation = only(write, {"messages": rows, "tools": given})
+    for form in (tools, json.dumps(tools)):
+        _, conversation = only(write, {"messages": rows, "tools": form})
         assert conversation.tools == tools
         assert conversation.messages[1].tool_calls == [
             {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -126,7 +130,7 @@ def test_rows_to_answer_need_no_reply(write: Write) -> None:
 USER_AND_REPLY = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 PROBLEMS = [
     ("messages", {"messages": []}, "field 'messages': found an empty list; allowed: a list of messages"),
-    ("messages", {"messages": "hi"}, "field 'messages': found str \"hi\"; allowed: a list of messages"),
+    ("messages", {"messages": "hi"}, "field 'messages': found the text \"hi\"; allowed: a list of messages"),
     ("messages", {"messages": [{"role": "bot", "content": "x"}]},
      "field 'messages[0].role': found \"bot\"; allowed: one of system, developer, user, assistant, tool"),
     ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]},
@@ -138,8 +142,8 @@ PROBLEMS = [
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
      "found \"image_url\"; allowed: parts of type text; images, video and audio are not supported"),
     ("messages", {"messages": [{"role": "user", "content": {"a": 1}}]},
-     "field 'messages[0].content': found dict {\"a\": 1}; allowed: a string, or a list of text parts"),
-    ("messages", {"messages": ["hi"]}, "field 'messages[0]': found str \"hi\"; allowed: an object with role and"),
+     "field 'messages[0].content': found the object {\"a\": 1}; allowed: a string, or a list of text parts"),
+    ("messages", {"messages": ["hi"]}, "field 'messages[0]': found the text \"hi\"; allowed: an object with role and"),
     ("messages", {"label": [1, 1], "messages": USER_AND_REPLY},
      "field 'label': found 2 entries [1, 1]; allowed: 1: one 0 or 1 for each reply"),
     ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": [2]},
@@ -151,15 +155,15 @@ PROBLEMS = [
     ("messages", {"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]},
      "found calls in a message of role 'user'; allowed: calls in assistant messages"),
     ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "x"},
-     "field 'tools': found str \"x\"; allowed: a list of objects, or that list as JSON text"),
+     "field 'tools': found the text \"x\"; allowed: a list of objects, or that list as JSON text"),
     ("sharegpt", {"conversations": [{"from": "alien", "value": "q"}]},
      "field 'conversations[0].from': found \"alien\"; allowed: one of system, human"),
     ("sharegpt", {"conversations": [{"from": "human", "value": "q"}]}, "allowed: a conversation that ends with"),
-    ("paddlenlp", {"src": ["q", "q2"], "tgt": ["a"]}, "field 'tgt': found 1 entries beside 2 of src; allowed: as many"),
+    ("paddlenlp", {"src": ["q", "q2"], "tgt": ["a"]}, "field 'tgt': found 1 entry beside 2 of src; allowed: as many"),
     ("paddlenlp", {"src": "q"}, "field 'tgt': found no such field (the row has 'src'); allowed: a string"),
     ("paddlenlp", {"src": "q", "tgt": None}, "field 'tgt': found null; allowed: a string that is not empty"),
-    ("paddlenlp", {"src": "q", "tgt": {"a": 1}}, "field 'tgt': found dict {\"a\": 1}; allowed: a string"),
-    ("paddlenlp", {"src": "q", "tgt": "a", "context": "s"}, "field 'context': found str \"s\"; allowed: an object"),
+    ("paddlenlp", {"src": "q", "tgt": {"a": 1}}, "field 'tgt': found the object {\"a\": 1}; allowed: a string"),
+    ("paddlenlp", {"src": "q", "tgt": "a", "context": "s"}, "field 'context': found the text \"s\"; allowed: an"),
     ("erniekit", {"src": ["q"], "tgt": ["a"], "system": "s", "is_system": 1},
      "field 'is_system': found 1 beside a system text; allowed: one of the two"),
     ("erniekit", {"src": ["s"], "tgt": ["a"], "is_system": 1}, "field 'src': found no turn after the system text"),
@@ -167,7 +171,7 @@ PROBLEMS = [
     ("alpaca", {"instruction": "q", "output": "  "}, "field 'output': found only white space; allowed: a string"),
     ("alpaca", {"instruction": "q", "output": "a", "history": [["q"]]},
      "field 'history[0]': found [\"q\"]; allowed: a pair [question, answer]"),
-    ("columns", {"question": "q", "answer": ["a"]}, "field 'answer': found list [\"a\"]; allowed: a string"),
+    ("columns", {"question": "q", "answer": ["a"]}, "field 'answer': found the list [\"a\"]; allowed: a string"),
     ("columns", {"question": "q"}, "field 'answer': found no such field (the row has 'question')"),
 ]  # fmt: skip
 
@@ -181,6 +185,48 @@ def test_bad_rows_say_what_was_found_and_what_is_allowed(
     assert message in str(result.problems[0])
     assert str(result.problems[0]).startswith(f"{path}:1  ")
     assert not result.conversations
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(
+        ["user", "assistant", "human", "gpt", "system", "tool", "function_call", "[]", '{"name": 1}', "[1]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value", "type", "text", "name", "tool_calls", "function"]),
+        inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_row_whatever_it_holds_brings_a_reader_down(format: str, data: st.DataObject) -> None:
+    keys = [*FORMATS[format].KEYS, "system", "label", "tools", "history", "context", "is_system"]
+    row = data.draw(st.dictionaries(st.sampled_from(keys), ANY_JSON, max_size=4))
+    for reply_needed in (True, False):
+        entry = _parsed(FORMATS[format], Row(Source("a.jsonl", 1), row), reply_needed, {})
+        assert isinstance(entry, Conversation | Problem)
+        if isinstance(entry, Conversation):
+            assert all(isinstance(message.content, str) for message in entry.messages)
+
+
+def test_half_characters_and_missing_numbers_are_problems(write: Write) -> None:
+    path = write("a.jsonl", '{"src": "a\\ud83d", "tgt": "b"}\n{"src": "a", "tgt": NaN}\n{"src": "a", "tgt": 1.5}\n')
+    told = [str(problem).replace(str(path), path.name) for problem in read_conversations([path]).problems]
+    assert told == [
+        "a.jsonl:1  found half a character (\\ud83d) in a text; allowed: complete Unicode characters",
+        "a.jsonl:2  field 'tgt': found the number NaN; allowed: a string",
+    ]
+
+
+def test_bad_rows_of_an_array_in_one_line_are_counted_and_numbered(write: Write) -> None:
+    path = write("a.json", '[1, {"src": "a", "tgt": "b"}, {"src": "a"}]')
+    with pytest.raises(DataError) as raised:
+        read_conversations([path]).usable()
+    lines = str(raised.value).replace(str(path), path.name).splitlines()
+    assert lines[0] == "2 rows of 3 cannot be used:"
+    assert lines[1] == "  a.json:1 (row 1)  found the number 1; allowed: an object with named fields"
+    assert lines[2].startswith("  a.json:1 (row 3)  field 'tgt': found no such field")
 
 
 def test_all_bad_rows_are_listed_twenty_in_full(write: Write) -> None:
@@ -197,7 +243,7 @@ def test_all_bad_rows_are_listed_twenty_in_full(write: Write) -> None:
     bad_line = "  rows.jsonl:2  field 'answer': found an empty string; allowed: a string that is not empty"
     assert lines[1] == bad_line
     assert len(lines) == 23
-    assert lines[21] == "  … and 6 more (answer: 5, question: 1)"
+    assert lines[21] == "  … and 6 more: 5 in field 'answer', 1 in field 'question'"
     assert lines[22].startswith("Nothing was trained or written. Correct or remove these rows")
     assert listing(result.problems[:1], 28).startswith("1 row of 28 cannot be used:")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from paddlesft.data.conversation import Conversation, Message, Source
 from paddlesft.data.formats import fields
-from paddlesft.data.problems import RowProblem, shown
+from paddlesft.data.problems import RowProblem, described, shown
 
 NAME = "alpaca"
 EXAMPLE = '{"instruction": "…", "input": "…", "output": "…"}'
@@ -32,7 +32,7 @@ def parse(row: dict[str, Any], source: Source, reply_needed: bool = True) -> Con
         messages.append(Message("system", system))
     history = fields.decoded(row.get("history")) or []
     if not isinstance(history, list):
-        raise RowProblem("history", f"{type(history).__name__} {shown(history)}", "a list of [question, answer] pairs")
+        raise RowProblem("history", described(history), "a list of [question, answer] pairs")
     for i, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowProblem(f"history[{i}]", shown(pair), "a pair [question, answer]")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from paddlesft.data.problems import RowProblem, shown
+from paddlesft.data.problems import RowProblem, counted, described, shown
 
 
 def present(row: dict[str, Any], key: str) -> bool:
@@ -34,10 +35,10 @@ def text(row: dict[str, Any], key: str, path: str | None = None, empty: bool = F
 
 def string(value: Any, field: str, empty: bool = False) -> str:
     """Return ``value`` when it is a usable string. Numbers are written out: a table's answer column may hold them."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)  # NaN is how table tools write a missing cell
     if not isinstance(value, str):
-        raise RowProblem(field, f"{type(value).__name__} {shown(value)}", "a string")
+        raise RowProblem(field, described(value), "a string")
     if not empty and not value.strip():
         raise RowProblem(field, "an empty string" if not value else "only white space", "a string that is not empty")
     return value
@@ -57,7 +58,7 @@ def list_of(row: dict[str, Any], key: str, what: str) -> list[Any]:
     """Return the list under ``key``; ``what`` names its entries in the message."""
     value = decoded(row.get(key))
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else f"{type(value).__name__} {shown(value)}"
+        found = "an empty list" if value == [] else described(value)
         raise RowProblem(key, "null" if value is None else found, f"a list of {what}")
     return value
 
@@ -68,7 +69,7 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     if value in (None, "", []):
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        found = f"{type(value).__name__} {shown(value)}"
+        found = described(value)
         raise RowProblem("tools", found, "a list of objects, or that list as JSON text")
     return [without_nulls(tool) for tool in value]
 
@@ -97,7 +98,8 @@ def labels_of(row: dict[str, Any], replies: int) -> list[bool] | None:
     values = value if isinstance(value, list) else [value]
     marks = [flag(mark, f"label[{i}]") for i, mark in enumerate(values)]
     if len(marks) != replies:
-        raise RowProblem("label", f"{len(marks)} entries {shown(value)}", f"{replies}: one 0 or 1 for each reply")
+        found = f"{counted(len(marks), 'entry', 'entries')} {shown(value)}"
+        raise RowProblem("label", found, f"{replies}: one 0 or 1 for each reply")
     return marks
 
 

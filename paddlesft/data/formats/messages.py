@@ -8,7 +8,7 @@ from typing import Any
 
 from paddlesft.data.conversation import Conversation, Message, Source, tool_call
 from paddlesft.data.formats import fields
-from paddlesft.data.problems import RowProblem, shown
+from paddlesft.data.problems import RowProblem, described, shown
 
 NAME = "messages"
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
@@ -72,10 +72,10 @@ def message(entry: Any, path: str) -> Message:
         path: its place in the row, for messages.
     """
     if not isinstance(entry, dict):
-        raise RowProblem(path, f"{type(entry).__name__} {shown(entry)}", "an object with role and content")
+        raise RowProblem(path, described(entry), "an object with role and content")
     entry = fields.without_nulls(entry)
     role = entry.get("role")
-    if role not in ROLE_NAMES:
+    if not isinstance(role, str) or role not in ROLE_NAMES:
         raise RowProblem(f"{path}.role", shown(role), f"one of {', '.join(ROLE_NAMES)}")
     kind = ROLE_NAMES[role]
     content = content_text(entry.get("content"), f"{path}.content", as_json=kind in ("tool", "call"))
@@ -117,7 +117,7 @@ def content_text(value: Any, field: str, as_json: bool = False) -> str:
         return "".join(texts)
     if as_json:
         return json.dumps(value, ensure_ascii=False)
-    raise RowProblem(field, f"{type(value).__name__} {shown(value)}", "a string, or a list of text parts")
+    raise RowProblem(field, described(value), "a string, or a list of text parts")
 
 
 def _calls(entry: dict[str, Any], path: str) -> list[Any]:
@@ -127,7 +127,7 @@ def _calls(entry: dict[str, Any], path: str) -> list[Any]:
     if isinstance(calls, dict):
         return [calls]
     if not isinstance(calls, list):
-        raise RowProblem(f"{path}.tool_calls", f"{type(calls).__name__} {shown(calls)}", "a list of calls")
+        raise RowProblem(f"{path}.tool_calls", described(calls), "a list of calls")
     return calls
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from paddlesft.data.conversation import Conversation, Message, Source
 from paddlesft.data.formats import fields
-from paddlesft.data.problems import RowProblem, shown
+from paddlesft.data.problems import RowProblem, counted, described
 
 NAME = "paddlenlp"
 EXAMPLE = '{"src": "question", "tgt": "answer"}, or lists of them for several turns'
@@ -28,7 +28,7 @@ def parse(row: dict[str, Any], source: Source, reply_needed: bool = True) -> Con
     """
     context = row.get("context") or {}
     if not isinstance(context, dict):
-        raise RowProblem("context", f"{type(context).__name__} {shown(context)}", 'an object such as {"system": "…"}')
+        raise RowProblem("context", described(context), 'an object such as {"system": "…"}')
     messages = turns(row, reply_needed)
     system = fields.text(context, "system", "context.system", empty=True)
     if system:
@@ -45,7 +45,8 @@ def turns(row: dict[str, Any], reply_needed: bool) -> list[Message]:
         targets = fields.strings_of(row, "tgt")
     missing = len(sources) - len(targets)
     if missing not in ((0,) if reply_needed else (0, 1)):
-        raise RowProblem("tgt", f"{len(targets)} entries beside {len(sources)} of src", "as many as src has")
+        found = f"{counted(len(targets), 'entry', 'entries')} beside {len(sources)} of src"
+        raise RowProblem("tgt", found, "as many as src has")
     messages = []
     for i, text in enumerate(sources):
         messages.append(Message("user", text))

@@ -8,7 +8,7 @@ from paddlesft.data.conversation import Conversation, Message, Source
 from paddlesft.data.formats import fields
 from paddlesft.data.formats.messages import calls_from_text, content_text, ends_with_reply
 from paddlesft.data.formats.messages import message as openai_message
-from paddlesft.data.problems import RowProblem, shown
+from paddlesft.data.problems import RowProblem, described, shown
 
 NAME = "sharegpt"
 EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
@@ -58,9 +58,9 @@ def _message(entry: Any, path: str) -> Message:
     if isinstance(entry, dict) and "role" in entry and "from" not in entry:
         return openai_message(entry, path)
     if not isinstance(entry, dict):
-        raise RowProblem(path, f"{type(entry).__name__} {shown(entry)}", "an object with from and value")
+        raise RowProblem(path, described(entry), "an object with from and value")
     speaker = entry.get("from")
-    if speaker not in ROLE_NAMES:
+    if not isinstance(speaker, str) or speaker not in ROLE_NAMES:
         raise RowProblem(f"{path}.from", shown(speaker), f"one of {', '.join(ROLE_NAMES)}")
     role = ROLE_NAMES[speaker]
     value = content_text(entry.get("value"), f"{path}.value", as_json=role in ("call", "tool"))

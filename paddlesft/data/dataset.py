@@ -287,9 +287,7 @@ def _rendered(
         report.notices.append(f"{whose} the text of a special token in a message ({marked[0]}); {read_as}.")
     if tools_seen and not renderer.template.mentions("tools"):
         whose = "1 row lists" if tools_seen == 1 else f"{tools_seen} rows list"
-        report.notices.append(
-            f"{whose} tools, which template {renderer.template.name!r} does not show to the model."
-        )
+        report.notices.append(f"{whose} tools, which template {renderer.template.name!r} does not show to the model.")
 
 
 def _special_token_in(conversation: Conversation, renderer: Renderer) -> str | None:

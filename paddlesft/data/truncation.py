@@ -3,9 +3,9 @@
 Lengths are counted in tokens of the whole row, prompt and reply. The default, ``truncate_left_prompt``, does what
 PaddleNLP's ``llm/`` scripts do:
 
-- one reply: the source is cut on the left to ``src_length``; the target is cut on the right to what then remains of
-  ``max_length``, and loses its stop token when it is cut;
-- several replies: the oldest rounds are dropped until the row fits ``max_length`` (the system message stays); the last
+- the template "plain" and one reply: the source is cut on the left to ``src_length``, always; the target is cut on the
+  right to what then remains of ``max_length``, and loses its stop token when it is cut;
+- any other template: the same, but only when the row is longer than ``max_length``; with several replies the oldest rounds are dropped until the row fits ``max_length`` (the system message stays); the last
   round is never dropped, but treated like a single reply when it is too long by itself.
 """
 
@@ -43,7 +43,7 @@ def fit(row: Rendered, renderer: Renderer, policy: str, src_length: int, max_len
         row: as rendered.
         renderer: renders again what remains when rounds are dropped.
         policy: one of ``POLICIES``.
-        src_length: most tokens the prompt of a single reply may have (``truncate_left_prompt`` only).
+        src_length: most tokens that a prompt is cut to (``truncate_left_prompt`` only).
         max_length: most tokens the row may have.
 
     Raises:
@@ -78,7 +78,8 @@ def fit(row: Rendered, renderer: Renderer, policy: str, src_length: int, max_len
 
 def _left(row: Rendered, renderer: Renderer, src_length: int, max_length: int) -> Rendered:
     several = len(row.conversation.replies()) > 1
-    if several and len(row.input_ids) <= max_length:
+    always = renderer.template.pieces_apart and not several
+    if not always and len(row.input_ids) <= max_length:
         return row
     while len(row.input_ids) > max_length:
         shorter = row.conversation.without_first_round()

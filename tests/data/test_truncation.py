@@ -68,6 +68,16 @@ def test_a_begin_of_sequence_token_stays_when_the_prompt_is_cut(tokenizers: dict
     assert cut.input_ids[1:] == row.input_ids[row.first_reply - 7 :]
 
 
+def test_with_a_template_a_prompt_is_cut_only_when_the_row_is_too_long(chatml: Renderer) -> None:
+    row = chatml.render(conversation("q" + words(30), "r"))
+    length = len(row.input_ids)
+    kept = fit(row, chatml, "truncate_left_prompt", 10, length)
+    assert kept.row == row and not kept.truncated
+    cut = fit(row, chatml, "truncate_left_prompt", 10, length - 1)
+    assert cut.row is not None and cut.row.input_ids == row.input_ids[row.first_reply - 10 :]
+    assert (cut.prompt_tokens_lost, cut.reply_tokens_lost) == (row.first_reply - 10, 0)
+
+
 def test_oldest_rounds_go_first_and_the_system_message_stays(chatml: Renderer) -> None:
     long = conversation("one" + words(20), "1", "two" + words(20), "2", "three", "3", system="Be kind.")
     row = chatml.render(long)

@@ -46,7 +46,11 @@ class DataConfig:
         None, "Column names of plain tables, e.g. {prompt: question, response: answer}."
     )
     src_length: int = field(
-        1024, "Most tokens of the prompt that are kept.", minimum=1, aliases=("max_prompt_len", "max_source_length")
+        1024,
+        "Most tokens of the prompt that stay of an over-long row (truncation: truncate_left_prompt). Unset while "
+        "max_length is 1024 or less: half of max_length.",
+        minimum=1,
+        aliases=("max_prompt_len", "max_source_length"),
     )
     max_length: int = field(
         2048,
@@ -62,7 +66,7 @@ class DataConfig:
     packing: bool = field(
         False,
         "Put several conversations in one row; they do not see each other.",
-        aliases=("intokens", "zero_padding", "padding_free"),
+        aliases=("intokens", "zero_padding", "padding_free", "neat_packing"),
     )
     greedy_packing: bool = field(
         False,
@@ -81,10 +85,12 @@ class DataConfig:
         "file. Unset: the tokenizer's own.",
     )
     system_prompt: str | None = field(None, "System message for conversations that have none.", aliases=("system",))
-    max_train_samples: int | None = field(None, "Use only this many training rows.", minimum=1)
+    max_train_samples: int | None = field(
+        None, "Use only this many training rows.", minimum=1, aliases=("max_samples",)
+    )
     max_eval_samples: int | None = field(None, "Use only this many evaluation rows.", minimum=1)
     eval_split_ratio: float | None = field(
-        None, "Share of the training rows set aside for evaluation.", over=0, maximum=0.9
+        None, "Share of the training rows set aside for evaluation.", over=0, maximum=0.9, aliases=("val_size",)
     )
     lazy: bool = field(False, "Read the training rows as they are needed instead of all at the start.")
     eval_with_do_generation: bool = field(

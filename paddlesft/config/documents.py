@@ -124,6 +124,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+_BACKSLASH = "a backslash in double quotes begins an escape; write C:/path or C:\\\\path"
+
+
 def _refuse_constant(name: str) -> None:
     raise _RefusedJSON(f"{name} is no number in JSON")
 
@@ -143,6 +146,8 @@ def _explain_json(error: json.JSONDecodeError, text: str) -> str:
     for python, right in (("True", "true"), ("False", "false"), ("None", "null")):
         if rest.startswith(python):
             return f"write {right} instead of {python}"
+    if "escape" in error.msg:
+        return _BACKSLASH
     return error.msg[0].lower() + error.msg[1:]
 
 
@@ -157,6 +162,8 @@ def _read_yaml(text: str, path: Path) -> list[tuple[str, Any, int]]:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         if "'\\t'" in what:
             what = "a tab is used for indentation or before a value; YAML wants spaces"
+        elif "escape" in what:
+            what = _BACKSLASH + ", or 'single quotes'"
         elif "expected a single document" in str(error):
             what = "the file holds several documents (---); keep one"
         raise ConfigError(f"{path}:{line}: not valid YAML: {what}.") from None

@@ -13,6 +13,8 @@ from typing import Any
 # Values that ask for nothing, whatever the key: a key that is not built yet may be set to them.
 NEUTRAL = (None, False, "", 0, 1, -1)
 
+LARGEST_SEED = 2**32 - 1  # that numpy's generators take
+
 
 def field(
     default: Any,

@@ -70,6 +70,12 @@ _BY_REASON: dict[str, str] = {
         "merge_model_path merge_lora_model_path output_path data_file output_file batch_size mode inference_model "
         "model_prefix export_precache model_type"
     ),
+    "prepared rows are kept by their content (lazy), so nothing has to be overwritten": (
+        "overwrite_cache preprocessing_num_workers"
+    ),
+    "loss.png is always drawn": "plot_loss",
+    "data files are named themselves, in dataset_name_or_path": "dataset_dir",
+    "no code of a model directory is run here": "trust_remote_code",
     "the tokenizer is found by tokenizer_name_or_path": "tokenizer",
 }
 

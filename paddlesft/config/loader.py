@@ -90,7 +90,7 @@ def load_arguments(
 
 def raise_problems(problems: Sequence[str], path: Path | None) -> None:
     """Raise one ConfigError for all problems; do nothing when there are none."""
-    unique = list(dict.fromkeys(problems))
+    unique = in_order_of_lines(problems)
     if not unique:
         return
     if len(unique) == 1:
@@ -263,6 +263,8 @@ class _Reader:
         """Return whether the value fits its key, and the value as the key wants it; report it when it does not fit."""
         spec = self.specs[item.key]
         try:
+            if item.value == "None" and type(None) in members(self.types[item.key]):
+                raise BadValue  # what Python's nothing is called would be taken for a name or a path
             value = check_type(item.value, self.types[item.key])
             check_range(value, spec)
         except BadValue:
@@ -274,6 +276,8 @@ class _Reader:
     def _bad_value(self, item: _Given, spec: dataclasses.Field) -> str:
         allowed = describe_allowed(spec, self.types[spec.name])
         text = f"{item.entry.where}: {item.entry.key}: found {describe_found(item.value)}; allowed: {allowed}."
+        if item.value == "None" and type(None) in members(self.types[spec.name]):
+            text += " To leave the key unset write null."
         literals = [str(c) for c in _choices(self.types[spec.name])]
         near = difflib.get_close_matches(str(item.value), literals, n=1) if isinstance(item.value, str) else []
         if near:
@@ -302,10 +306,10 @@ def _plain(value: Any) -> str:
 
 
 def in_order_of_lines(notices: Sequence[str]) -> list[str]:
-    """Return notices by their line in the file, those without a line last; repeated ones once."""
+    """Return notices or problems by their line in the file, those without a line last; repeated ones once."""
 
     def line(text: str) -> float:
-        match = re.match(r"(?:[^\n]*?\.(?:json|ya?ml)):(\d+): ", text)
+        match = re.match(r"(?:[^\n]*?\.(?:json|ya?ml)):(\d+)(?:: | and )", text)
         return int(match[1]) if match else math.inf
 
     return sorted(dict.fromkeys(notices), key=line)

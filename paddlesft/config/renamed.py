@@ -199,6 +199,13 @@ def _global_batch_size(value: Any) -> Translation:
     )
 
 
+def _dataset(value: Any) -> Translation:
+    raise Untranslatable(
+        "names out of LLaMA-Factory's dataset_info.json are not looked up here. Give the file itself: "
+        "dataset_name_or_path; its format is recognised."
+    )
+
+
 _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_fp8": ("training in fp8", (False, None)),
     "use_fp8_mlp": ("training in fp8", (False, None)),
@@ -215,6 +222,8 @@ _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_recompute_mtp": ("multi-token prediction", (False, None)),
     "mtp_attention_flexible": ("multi-token prediction", (False, None)),
     "moe_gate_lr_ratio": ("a learning rate of its own for experts' routers", (None,)),
+    "quantization_bit": ("QLoRA", (None,)),
+    "deepspeed": ("what DeepSpeed does (sharding)", (None, "")),
     "token_balance_loss": ("token-balanced loss of vision-language training", (False, None)),
 }
 
@@ -232,6 +241,24 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
     "random_shuffle": OldKey(_shuffle, summary="training rows are always shuffled"),
     "global_batch_size": OldKey(_global_batch_size, summary="follows from the batch keys"),
     "recompute_method": OldKey(_recompute_method, touches=("recompute",), summary="uniform or block: recompute: true"),
+    # LLaMA-Factory's
+    "finetuning_type": _several(_METHODS),
+    "lora_target": OldKey(
+        lambda value: Translation(
+            {"lora_target_modules": _paths(value) if value != "all" else value}, "the name here is lora_target_modules."
+        ),
+        "lora_target_modules",
+        ("lora_target_modules",),
+        "renamed to lora_target_modules",
+    ),
+    "flash_attn": renamed(
+        "use_flash_attention", _lookup({"fa2": True, "auto": False, "disabled": False, **_ATTENTION}, "attention")
+    ),
+    "dataset": OldKey(
+        _dataset,
+        touches=("dataset_name_or_path", "train_dataset_path"),
+        summary="names of dataset_info.json are not looked up; dataset_name_or_path takes the file",
+    ),
     # Our keys, older spellings of values
     "recompute_granularity": OldKey(
         _granularity, "recompute_granularity", ("recompute", "recompute_granularity"), "selective is read as core_attn"

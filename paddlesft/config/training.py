@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paddlesft.config.fields import field
+from paddlesft.config.fields import LARGEST_SEED, field
 from paddlesft.config.training_hardware import HardwareConfig
 from paddlesft.config.training_parallel import ParallelConfig
 from paddlesft.config.training_rare import RareConfig
@@ -35,7 +35,9 @@ class ScheduleConfig:
     per_device_train_batch_size: int = field(8, "Rows of a training batch on one device.", minimum=1)
     per_device_eval_batch_size: int = field(8, "Rows of an evaluation batch on one device.", minimum=1)
     gradient_accumulation_steps: int = field(1, "Batches whose gradients make one optimiser step.", minimum=1)
-    seed: int = field(42, "Seed of everything random; the same seed gives the same run on a CPU.", minimum=0)
+    seed: int = field(
+        42, "Seed of everything random; the same seed gives the same run on a CPU.", minimum=0, maximum=LARGEST_SEED
+    )
 
     # Optimiser and learning rate
     optim: Literal["adamw", "adafactor", "adamw_mini", "adamw_custom", "adamw_16bit_moment"] = field(

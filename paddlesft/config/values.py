@@ -62,7 +62,7 @@ def describe_range(spec: dataclasses.Field) -> str:
     """Return the range of a numeric key in words, or an empty string."""
     limits = spec.metadata
     parts = [
-        f"{word} {limits[name]:g}"
+        f"{word} {limits[name] if isinstance(limits[name], int) else format(limits[name], 'g')}"
         for name, word in (("minimum", "at least"), ("over", "greater than"), ("maximum", "at most"))
         if limits.get(name) is not None
     ]

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paddlesft.config.fields import field
+from paddlesft.config.fields import LARGEST_SEED, field
 from paddlesft.config.translation import OldKey, respelled
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -38,7 +38,7 @@ class _ReplyConfig:
     temperature: float = field(0.95, "Divides the logits before drawing; smaller is more certain.", minimum=0)
     repetition_penalty: float = field(1.0, "Above 1 makes tokens that occurred already less likely.", over=0)
     stop: list[str] | None = field(None, "Texts at which a reply ends, besides the model's own stop tokens.")
-    seed: int = field(42, "Seed of drawing.", minimum=0)
+    seed: int = field(42, "Seed of drawing.", minimum=0, maximum=LARGEST_SEED)
 
 
 @dataclass

@@ -225,3 +225,10 @@ def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[1", "a: b: c", "*x", "{a: 1, a: 2}", "!mine 3", "[" * 1500])
 def test_a_single_value_that_is_no_yaml_stays_text(text: str) -> None:
     assert parse_yaml_value(text) == text
+
+
+def test_windows_paths_with_single_backslashes(tmp_path: Path) -> None:
+    why = r"a backslash in double quotes begins an escape; write C:/path or C:\\path"
+    assert error_of(tmp_path, '{"a": "C:\\Users"}') == f"run.json:1: not valid JSON at column 10: {why}."
+    assert error_of(tmp_path, 'a: "C:\\Users"', "run.yaml") == f"run.yaml:1: not valid YAML: {why}, or 'single quotes'."
+    assert document(tmp_path, "a: C:\\Users", "run.yaml") == [("a", "C:\\Users", 1)]

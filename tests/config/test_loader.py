@@ -43,26 +43,26 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(tmp_path: Path) 
     )
     assert error_of(path, "--max_steps", "ten", "wat").splitlines() == [
         "11 problems in run.json:".replace("run.json", str(path).replace(f"{tmp_path}/", "")),
-        "  command line: found 'wat'; allowed: one config file (.json, .yaml, .yml), key=value, --key value, "
-        "--key=value, "
-        "and --key alone for true.",
-        "  run.json:5: lora_rank is given twice; it stands in line 3 already. Keep one.",
         "  run.json:1: unknown key 'learning_rat'. Did you mean 'learning_rate'?",
-        "  run.json:8: unknown key 'qqq'. All keys stand in docs/config.md.",
-        "  run.json:9: unknown key 'training'. The file is flat: write the keys under 'training' at the top level.",
         '  run.json:2: do_train: found "yes" (text); allowed: true or false.',
         "  run.json:3: lora_rank: found true (a boolean); allowed: an integer at least 1.",
-        "  run.json:4: seed: found null; allowed: an integer at least 0.",
+        "  run.json:4: seed: found null; allowed: an integer at least 0 and at most 4294967295.",
+        "  run.json:5: lora_rank is given twice; it stands in line 3 already. Keep one.",
         '  run.json:6: lr_scheduler_type: found "cosin" (text); allowed: one of linear, cosine, constant, '
         "constant_with_warmup, polynomial. Did you mean 'cosine'?",
         "  run.json:7: warmup_ratio: found 1.5 (a number); allowed: a number at least 0 and at most 1.",
+        "  run.json:8: unknown key 'qqq'. All keys stand in docs/config.md.",
+        "  run.json:9: unknown key 'training'. The file is flat: write the keys under 'training' at the top level.",
+        "  command line: found 'wat'; allowed: one config file (.json, .yaml, .yml), key=value, --key value, "
+        "--key=value, "
+        "and --key alone for true.",
         '  command line: max_steps: found "ten" (text); allowed: an integer at least -1.',
     ]
 
 
 def test_a_single_error_is_one_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "seed: -1\n", "run.yaml")
-    assert error_of(path) == "run.yaml:1: seed: found -1 (an integer); allowed: an integer at least 0."
+    path = write(tmp_path, "max_steps: -2\n", "run.yaml")
+    assert error_of(path) == "run.yaml:1: max_steps: found -2 (an integer); allowed: an integer at least -1."
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_help_names_type_range_default_and_old_names_stand_in_the_reference() ->
     assert "  --lora_rank  an integer at least 1 (default 8)\n      Rank of the adapters.\n" in text
     assert "  --lora_alpha  a number greater than 0 or null\n" in text
     assert "| `packing` | true or false | `false` |" in markdown(RUN_GROUPS)
-    assert "Old names: `intokens`, `zero_padding`, `padding_free`." in markdown(RUN_GROUPS)
+    assert "Old names: `intokens`, `zero_padding`, `padding_free`, `neat_packing`." in markdown(RUN_GROUPS)
 
 
 def test_old_keys_are_listed_with_what_becomes_of_them() -> None:

@@ -34,6 +34,13 @@ TRANSLATED = [
     ("compute_type", "fp32", {"bf16": False, "fp16": False}, "compute_type: read as bf16: false, fp16: false."),
     ("_attn_implementation", "flashmask", {"use_flash_attention": True}, "_attn_implementation: read as use_flash_attention: true."),
     ("attn_impl", "sdpa", {"use_flash_attention": False}, "attn_impl: read as use_flash_attention: false."),
+    ("finetuning_type", "lora", {"lora": True, "prefix_tuning": False}, "finetuning_type: read as lora: true, prefix_tuning: false."),
+    ("lora_target", "all", {"lora_target_modules": "all"}, "lora_target: the name here is lora_target_modules."),
+    ("lora_target", "q_proj,v_proj", {"lora_target_modules": ["q_proj", "v_proj"]}, "lora_target: the name here is lora_target_modules."),
+    ("flash_attn", "fa2", {"use_flash_attention": True}, "flash_attn: read as use_flash_attention: true."),
+    ("neat_packing", True, {"packing": True}, "neat_packing: the name here is packing."),
+    ("val_size", 0.1, {"eval_split_ratio": 0.1}, "val_size: the name here is eval_split_ratio."),
+    ("plot_loss", True, {}, "plot_loss: has no effect here: loss.png is always drawn."),
     ("truncation_strategy", "delete", {"truncation": "drop"}, 'truncation_strategy: read as truncation: "drop".'),
     ("truncation_strategy", "right", {"truncation": "truncate_right"}, 'truncation_strategy: read as truncation: "truncate_right".'),
     ("use_template", False, {"chat_template": "plain"}, 'use_template: read as chat_template: "plain" (prompt and reply as they are).'),
@@ -155,3 +162,14 @@ def test_keys_are_either_ours_or_translated_or_explained() -> None:
 def test_every_explanation_is_one_clause() -> None:
     for key, why in WITHOUT_EFFECT.items():
         assert why and not why.endswith(".") and why[0].islower(), key
+
+
+def test_names_of_data_sets_and_pythons_nothing_are_explained(tmp_path: Path) -> None:
+    _, texts, _ = read(tmp_path, dataset="identity")
+    assert texts == [
+        'dataset: found "identity" (text); names out of LLaMA-Factory\'s dataset_info.json are not looked up here. '
+        "Give the file itself: dataset_name_or_path; its format is recognised."
+    ]
+    for key, allowed in (("chat_template", "text or null"), ("lora_alpha", "a number greater than 0 or null")):
+        _, texts, _ = read(tmp_path, **{key: "None"})
+        assert texts == [f'{key}: found "None" (text); allowed: {allowed}. To leave the key unset write null.']

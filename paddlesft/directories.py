@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paddlesft.errors import UserError
+from paddlesft.errors import FileProblem, UserError
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         The scratch directory; it lies on the same file system, so the final rename is atomic.
 
     Raises:
-        UserError: ``path`` exists, is not an empty directory, and ``overwrite`` is false.
+        UserError: ``path`` exists, is not an empty directory, and ``overwrite`` is false; or it cannot be created.
     """
     target = Path(path)
     taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
@@ -35,8 +35,12 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             f"Cannot write to {target}: it is {kind}. Nothing was changed. "
             "Choose a directory that does not exist yet, or remove this one first."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    except OSError as error:
+        error.filename = target.parent  # not the scratch directory's name, which means nothing to the user
+        raise FileProblem(error, f"Cannot create {target} in") from error
     os.chmod(scratch, 0o755)
     try:
         yield scratch

@@ -5,6 +5,11 @@ and exits with code 2. The text names what was found, what is allowed, where it 
 """
 
 
+from __future__ import annotations
+
+import errno
+
+
 class PaddleSFTError(Exception):
     """Base class of all errors raised on purpose by this package."""
 
@@ -35,3 +40,29 @@ class CheckpointError(UserError):
 
 class EnvironmentProblem(UserError):
     """A package is missing or has a version that does not work."""
+
+
+_CURES = {
+    errno.ENOSPC: "Free some space there, or choose another place.",
+    errno.EDQUOT: "Free some space there, or choose another place.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.EACCES: "Change its permissions, or choose another place.",
+    errno.EPERM: "Change its permissions, or choose another place.",
+    errno.EEXIST: "A file stands where a directory is needed: choose another place.",
+    errno.ENOTDIR: "A file stands where a directory is needed: choose another place.",
+}
+
+
+class FileProblem(UserError):
+    """The operating system refuses a file or directory.
+
+    Args:
+        error: what was raised.
+        doing: what was tried, for the message.
+    """
+
+    def __init__(self, error: OSError, doing: str = "Cannot use") -> None:
+        place = f" {error.filename}" if error.filename is not None else " a file"
+        reason = error.strerror or str(error) or type(error).__name__
+        cure = _CURES.get(error.errno, "Check the path and its permissions.")
+        super().__init__(f"{doing}{place}: {reason}. {cure}")

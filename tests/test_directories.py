@@ -93,3 +93,14 @@ def test_a_symbolic_link_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Cannot write to"), new_directory(target, overwrite=True):
         pytest.fail("the block must not run")
     assert (elsewhere / "precious").exists()
+
+
+def test_a_file_in_the_way_of_a_parent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError) as caught, new_directory(tmp_path / "notes.txt" / "model"):
+        raise AssertionError("the block must not be entered")
+    assert str(caught.value) == (
+        f"Cannot create {tmp_path}/notes.txt/model in {tmp_path}/notes.txt: File exists. "
+        "A file stands where a directory is needed: choose another place."
+    )
+    assert leftovers(tmp_path, "notes.txt") == []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
+import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paddlesft import __version__
-from paddlesft.errors import PaddleSFTError, UserError
+from paddlesft.errors import FileProblem, PaddleSFTError, UserError
 
 # verb -> (module with run(argv) -> exit code, one line of help); modules are imported when their verb is called
 VERBS = {
@@ -24,6 +27,9 @@ VERBS = {
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),
 }
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # these name no file
 
 
 def usage() -> str:
@@ -47,6 +53,22 @@ def program() -> str:
     return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
+@contextlib.contextmanager
+def plain_log() -> Iterator[None]:
+    """Show the library's warnings as plain lines on stderr; paddle would put time and source line before them."""
+    log = logging.getLogger("paddlesft")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("Note: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    propagated, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated
+
+
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """Run one verb and return its exit code.
 
@@ -59,7 +81,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         130 when interrupted, 141 when the reader of the output has gone.
     """
     try:
-        return importlib.import_module(VERBS[verb][0]).run(list(argv)) or 0
+        with plain_log():
+            return importlib.import_module(VERBS[verb][0]).run(list(argv)) or 0
     except PaddleSFTError as error:
         print(f"paddlesft {verb}: {error}", file=sys.stderr)
         return error.exit_code
@@ -70,6 +93,12 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         # the reader (`| head`) has gone; point stdout elsewhere so that the interpreter's last flush is silent too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # a path that the system refuses (no space, no permission, a file in the way); anything else is a fault of ours
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise
+        print(f"paddlesft {verb}: {FileProblem(error)}", file=sys.stderr)
+        return FileProblem.exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from paddlesft.errors import UserError
+from paddlesft.errors import FileProblem, UserError
 
 
 class Answerable(Protocol):
@@ -59,7 +59,10 @@ class OutputFile:
         self.repaired = False
         if self.path.is_dir():
             raise UserError(f"output_file: {self.path} is a directory. Give the name of a file.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileProblem(error, f"Cannot create the directory of output_file {self.path}, at") from error
         if overwrite:
             self.path.unlink(missing_ok=True)
             self.record.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from paddlesft.directories import new_directory
+from paddlesft.errors import EnvironmentProblem, FileProblem
 
 VARIABLE = "PADDLESFT_HOME"
 
@@ -29,11 +30,20 @@ def cached_directory(key: str, make: Callable[[Path], None]) -> Path:
 
     Returns:
         The complete directory. Processes that ask at the same time wait for the one that makes it.
+
+    Raises:
+        EnvironmentProblem: the cache cannot be written to.
     """
     path = cache_home() / key
     if path.is_dir():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / f".{path.name}.lock").touch()
+    except OSError as error:
+        error.filename = path.parent
+        advice = f"The cache is {cache_home()}; {VARIABLE} names another place for it."
+        raise EnvironmentProblem(f"{FileProblem(error, 'Cannot write to')} {advice}") from error
     with FileLock(str(path.parent / f".{path.name}.lock")):
         if not path.is_dir():
             with new_directory(path) as scratch:

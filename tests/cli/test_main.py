@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
 import subprocess
 import sys
 import time
@@ -145,3 +147,43 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.stdout.splitlines()[0] == "{"
+
+
+def test_a_path_that_the_system_refuses_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_verb(monkeypatch, lambda argv: len((tmp_path / "no" / "such").read_text()))
+    assert command.main(["probe"]) == 2
+    assert capsys.readouterr().err == (
+        f"paddlesft probe: Cannot use {tmp_path}/no/such: No such file or directory. "
+        "Check the path and its permissions.\n"
+    )
+
+
+def test_a_full_disk_is_a_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(argv: list[str]) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    install_verb(monkeypatch, run)
+    assert command.main(["probe"]) == 2
+    assert "No space left on device. Free some space" in capsys.readouterr().err
+
+
+def test_other_failures_of_the_system_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str]) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    install_verb(monkeypatch, run)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        command.main(["probe"])
+
+
+def test_warnings_of_the_library_are_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logging.getLogger("paddlesft")
+    before = (log.propagate, list(log.handlers))
+    install_verb(monkeypatch, lambda argv: log.warning("3 prompts were cut") or log.info("a detail") or 0)
+    assert command.main(["probe"]) == 0
+    assert capsys.readouterr().err == "Note: 3 prompts were cut\n"
+    assert (log.propagate, list(log.handlers)) == before

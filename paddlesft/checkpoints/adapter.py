@@ -93,9 +93,14 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ModelDirectoryError(f"lora_path: {path} is not a directory.")
+        raise ModelDirectoryError(f"lora_path: {path} is not a directory. Give the directory that the training wrote.")
     found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     if not (path / CONFIG_FILE).is_file():
+        if (path / "prefix_config.json").is_file():
+            raise ModelDirectoryError(
+                f"lora_path: {path} holds a Prefix-Tuning adapter, which cannot be merged into weights. "
+                "Use it as it is: paddlesft chat --prefix_path DIR."
+            )
         if (path / "adapter_config.json").is_file():
             raise ModelDirectoryError(
                 f"lora_path: {path} is an adapter of Hugging Face PEFT (adapter_config.json); only adapters of "

@@ -280,8 +280,12 @@ def _copy_tokenizers(base: Path, adapter: Path, directory: Path) -> None:
 
 def _refuse_inside(output: Path, base: Path, adapter: Path) -> None:
     for name, source in (("base", base), ("adapter", adapter)):
-        if output.resolve() == source.resolve():
-            raise CheckpointError(f"merge_model_path: {output} is the {name} itself. Inputs are never changed.")
+        if output.resolve().is_relative_to(source.resolve()):
+            same = output.resolve() == source.resolve()
+            where = f"is the {name} itself" if same else f"lies in the directory of the {name}"
+            raise CheckpointError(
+                f"merge_model_path: {output} {where}. Inputs are never changed: choose another directory."
+            )
 
 
 def _facts(

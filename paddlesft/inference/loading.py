@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.templates import load_template
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.directory import TOKENIZER_FILES
+from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
 from paddlesft.models.load import load_model, load_tokenizer, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance
@@ -177,8 +176,8 @@ def base_of(adapter: Path) -> Path:
     names = [str(base[key]) for key in ("path", "name") if base.get(key)]
     for config in ADAPTER_CONFIGS.values():
         if (adapter / config).is_file() and not names:
-            content = json.loads((adapter / config).read_text(encoding="utf-8"))
-            names = [name for name in [content.get("base_model_name_or_path")] if name]
+            named = read_object(adapter / config).get("base_model_name_or_path")
+            names = [named] if named else []
     if not names:
         raise ModelDirectoryError(
             f"{adapter} does not say which model it was trained on. Name it with --model_name_or_path."
@@ -227,6 +226,6 @@ def stop_tokens(renderer: Renderer, tokenizer: Any, directory: Path) -> list[int
         ids.append(tokenizer.eos_token_id)
     path = directory / "generation_config.json"
     if path.is_file():
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        value = read_object(path).get("eos_token_id")
         ids += value if isinstance(value, list) else [value] if value is not None else []
     return sorted(set(ids))

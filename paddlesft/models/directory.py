@@ -35,6 +35,15 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in directory.iterdir())[:6]) or "nothing"
         raise ModelDirectoryError(f"{directory} is no model directory: it has no config.json. Found: {found}.")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model or adapter directory.
+
+    Raises:
+        ModelDirectoryError: it is not JSON, or its content is no object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

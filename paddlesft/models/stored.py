@@ -52,14 +52,28 @@ def read_pdparams(path: Path) -> dict[str, NewTensor]:
     Raises:
         ModelDirectoryError: it is missing or damaged.
     """
+    content = load_pdparams(path)
+    arrays = {name: as_array(value) for name, value in content.items() if hasattr(value, "shape")}
+    return {name: NewTensor(CODE[a.dtype], tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
+
+
+def load_pdparams(path: Path, return_numpy: bool = False) -> dict[str, Any]:
+    """Unpickle a ``.pdparams`` file with paddle's own loader.
+
+    Args:
+        path: the file.
+        return_numpy: give arrays instead of tensors (bfloat16 as its bits in uint16).
+
+    Raises:
+        ModelDirectoryError: it is missing or damaged.
+    """
     import paddle
 
     try:
-        content = paddle.load(str(path), return_numpy=False)
+        return paddle.load(str(path), return_numpy=return_numpy)
     except Exception as error:  # unpickling a damaged file raises anything
-        raise ModelDirectoryError(f"{path} cannot be read ({type(error).__name__}: {error}). Copy it again.") from error
-    arrays = {name: as_array(value) for name, value in content.items() if hasattr(value, "shape")}
-    return {name: NewTensor(CODE[a.dtype], tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelDirectoryError(f"{path} is damaged or incomplete ({reason}). Copy it again.") from error
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.load import quiet_paddlenlp
+from paddlesft.models.stored import load_pdparams
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -138,7 +139,7 @@ def adapter_weights(path: Path) -> dict[str, np.ndarray]:
         ModelDirectoryError: the directory holds no LoRA weights.
     """
     if (path / PDPARAMS).is_file():
-        return paddle.load(str(path / PDPARAMS), return_numpy=True)
+        return load_pdparams(path / PDPARAMS, return_numpy=True)
     for name in (SAFETENSORS, "peft_model.safetensors"):
         if (path / name).is_file():
             from safetensors.numpy import load_file

@@ -12,6 +12,7 @@ from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.families import family_of
+from paddlesft.models.stored import load_pdparams
 from paddlesft.tuning.lora import check_fit, fill
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def load_prefix(model: nn.Layer, path: str | Path) -> PrefixModelForCausalLM:
         raise ModelDirectoryError(f"The prefix in {path} was trained for another base model: {found}.")
     config.tensor_parallel_degree = model.config.tensor_parallel_degree
     prefix = PrefixModelForCausalLM(model, config, postprocess_past_key_value=family.prefix_postprocess_function())
-    weights = paddle.load(str(path / PDPARAMS), return_numpy=True)
+    weights = load_pdparams(path / PDPARAMS, return_numpy=True)
     check_fit(path, {k: list(v.shape) for k, v in prefix.prefix_encoder.state_dict().items()}, weights)
     fill(prefix.prefix_encoder.state_dict(), weights)
     return prefix

@@ -194,6 +194,9 @@ def test_outputs_that_would_destroy_something(base: Path, adapter: Path, tmp_pat
     for target, text in ((base, "is the base itself"), (adapter, "is the adapter itself")):
         with pytest.raises(CheckpointError, match=text):
             merge_lora(base, adapter, target, overwrite=True)
+        with pytest.raises(CheckpointError, match=r"lies in the directory of the .* choose another directory"):
+            merge_lora(base, adapter, target / "merged")
+        assert not (target / "merged").exists()
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine").write_text("precious")
     with pytest.raises(UserError, match="a directory that is not empty"):
@@ -210,6 +213,9 @@ def test_adapter_directory_errors(base: Path, adapter: Path, tmp_path: Path) -> 
     refused(tmp_path / "absent", r"lora_path: .*absent is not a directory")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is no LoRA directory: it has no lora_config.json. Found: nothing")
+    (tmp_path / "empty" / "prefix_config.json").write_text("{}")
+    refused(tmp_path / "empty", r"holds a Prefix-Tuning adapter, .* paddlesft chat --prefix_path")
+    (tmp_path / "empty" / "prefix_config.json").unlink()
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
     refused(tmp_path / "empty", r"adapter of Hugging Face PEFT .* Merge it with PEFT and import the merged model")
 
@@ -230,7 +236,7 @@ def test_adapter_directory_errors(base: Path, adapter: Path, tmp_path: Path) -> 
     (copy / "lora_model_state.tp00.pdparams").unlink()
     refused(copy, r"has a lora_config.json but no weights \(lora_model_state.pdparams\)")
     weights.write_bytes(b"garbage")
-    refused(copy, r"lora_model_state.pdparams cannot be read")
+    refused(copy, r"lora_model_state.pdparams is damaged or incomplete")
     assert not (tmp_path / "merged").exists()
 
 

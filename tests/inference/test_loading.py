@@ -157,3 +157,19 @@ def test_directories_of_the_wrong_kind_are_explained(
         load_for_inference(tiny_llama, lora_path=lora, prefix_path=prefix)
     with pytest.raises(ModelDirectoryError, match=r"No model is named. Give --model_name_or_path"):
         load_for_inference(None)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_damaged_adapter_weights_are_named(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tiny_llama, kind)
+    file = adapter / f"{kind}_model_state.pdparams"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelDirectoryError, match=f"{file.name} is damaged or incomplete .* Copy it again"):
+        load_for_inference(None, **{f"{kind}_path": adapter})
+
+
+def test_a_damaged_generation_config_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text("{")
+    with pytest.raises(ModelDirectoryError, match=r"generation_config\.json is not JSON"):
+        load_for_inference(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""``paddlesft chat``: talk to a model in the terminal.
+"""paddlesft chat: talk to a model in the terminal.
 
     paddlesft chat --model_name_or_path DIR
     paddlesft chat --lora_path DIR --system_prompt "You are brief."

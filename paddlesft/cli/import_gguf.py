@@ -1,4 +1,4 @@
-"""``paddlesft import-gguf``: turn a GGUF file into a model directory.
+"""paddlesft import-gguf: turn a GGUF file into a model directory.
 
     paddlesft import-gguf model.gguf models/mine
     paddlesft import-gguf embedded:smollm2 models/smollm2
@@ -9,6 +9,7 @@ DIR is created, complete or not at all; FILE is only read.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -92,4 +93,4 @@ def _show(file: Path, directory: Path, seconds: float) -> None:
     if facts["source"].get("license"):
         console.print(f"  license     {facts['source']['license']}", markup=False)
     console.print(f"Directory: {directory}", markup=False)
-    console.print(f"Next: paddlesft chat --model_name_or_path {directory}", markup=False)
+    console.print(f"Next: paddlesft chat --model_name_or_path {shlex.quote(str(directory))}", markup=False)

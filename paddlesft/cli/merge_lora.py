@@ -1,4 +1,4 @@
-"""``paddlesft merge-lora``: merge a LoRA adapter into its base model and prove the result.
+"""paddlesft merge-lora: merge a LoRA adapter into its base model and prove the result.
 
     paddlesft merge-lora --lora_path output/lora --merge_model_path models/merged
     python tools/merge_lora_params.py --model_name_or_path BASE --lora_path LORA --merge_model_path DIR
@@ -9,6 +9,7 @@ appears only when its logits equal those of base + adapter within the bound of i
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from paddlesft.errors import ConfigError
@@ -74,4 +75,4 @@ def _show(report: object) -> None:
     for notice in report.notices:
         console.print(f"Note: {notice}", markup=False)
     console.print(f"Directory: {report.output}", markup=False)
-    console.print(f"Next: paddlesft chat --model_name_or_path {report.output}", markup=False)
+    console.print(f"Next: paddlesft chat --model_name_or_path {shlex.quote(str(report.output))}", markup=False)

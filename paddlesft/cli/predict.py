@@ -1,4 +1,4 @@
-"""``paddlesft predict``: answer the rows of a data file.
+"""paddlesft predict: answer the rows of a data file.
 
     paddlesft predict --model_name_or_path DIR --data_file dev.json --output_file output.json --batch_size 8
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddlesft.errors import DataError
+from paddlesft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from paddlesft.config.verbs import PredictConfig
@@ -45,7 +45,21 @@ def run(argv: list[str]) -> int:
     config = configs["predict"]
     if config.data_file is not None and not Path(config.data_file).is_file():
         raise DataError(f"data_file: {config.data_file} is not a file. Leave it out to ask two sample questions.")
+    check_output(config)
     return _predict(config)
+
+
+def check_output(config: PredictConfig) -> None:
+    """Refuse an output file that is the input or no file at all, before a model is loaded.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    output = Path(config.output_file)
+    if config.data_file is not None and output.resolve() == Path(config.data_file).resolve():
+        raise ConfigError(f"output_file: {output} is the data_file itself. Inputs are never changed: name another.")
+    if output.is_dir():
+        raise ConfigError(f"output_file: {output} is a directory. Give the name of a file.")
 
 
 def _predict(config: PredictConfig) -> int:

@@ -142,3 +142,15 @@ def test_a_killed_run_is_continued_to_the_same_file(tiny_llama: Path, tmp_path: 
     assert whole.communicate(timeout=300)[0] and whole.returncode == 0
     assert path.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert path.read_bytes().count(b"\n") == 60
+
+
+@pytest.mark.parametrize("output, problem", [("rows.json", "is the data_file itself"), (".", "is a directory")])
+def test_an_output_that_would_destroy_something_is_refused(
+    output: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('{"src": "Hello"}\n')
+    arguments = ["--model_name_or_path", "nowhere", "--data_file", "rows.json", "--output_file", output, "--overwrite"]
+    assert predict(*arguments) == 2
+    assert problem in capsys.readouterr().err
+    assert (tmp_path / "rows.json").read_text() == '{"src": "Hello"}\n'

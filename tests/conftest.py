@@ -10,12 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPO = Path(__file__).resolve().parent.parent
 ORACLE_PYTHON = REPO / ".venv-oracle" / "bin" / "python"
 
 # One home for everything the tests download, import or cache; `make clean` removes it.
 os.environ.setdefault("PADDLESFT_HOME", str(REPO / ".cache" / "paddlesft"))
+
+# A loaded machine is no reason for a property to fail.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 import paddlesft  # noqa: E402, F401  (prepares the environment before any test imports paddle)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def run(argv: list[str]) -> int:
 def _configuration(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The model, data and training groups of the configuration, and notices about its keys."""
     from paddlesft.config import RUN_GROUPS, load_arguments, load_run_config
+    from paddlesft.config.derived import derived_src_length
 
     path, overrides = argv[0], argv[1:]
     if path.startswith("-") or "=" in path:
@@ -66,10 +68,13 @@ def _configuration(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     if not Path(path).exists():
         from paddlesft.data.sources import existing_path
 
-        existing_path(path, "check-data")
+        existing_path(path, "PATH")
     key = "dataset_name_or_path" if Path(path).is_dir() else "train_dataset_path"
     # not load_run_config: its rules ask for what only training needs, such as output_dir
-    groups, _, notices = load_arguments(RUN_GROUPS, overrides=[f"{key}={path}", *overrides])
+    groups, origins, notices = load_arguments(RUN_GROUPS, overrides=[f"{key}={path}", *overrides])
+    derived = derived_src_length(groups["data"])
+    if derived is not None and origins["src_length"].kind == "default":
+        groups["data"].src_length = derived
     return {name: groups[name] for name in ("model", "data", "training")}, notices
 
 
@@ -89,7 +94,7 @@ def is_training_config(path: Path) -> bool:
 
 def _check(console: Console, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> None:
     from paddlesft.data.dataset import build_dataset
-    from paddlesft.data.problems import counted
+    from paddlesft.data.problems import counted, unread_fields
     from paddlesft.data.report import first_sample_view
     from paddlesft.data.sources import has_split
     from paddlesft.data.splits import read_split
@@ -104,7 +109,10 @@ def _check(console: Console, model: ModelConfig, data: DataConfig, training: Tra
         if renderer is None:
             read = read_split(data, split, training.seed)
             rows = len(read.usable())
+            unread = Counter(name for conversation in read.conversations for name in conversation.unread)
             console.print(f"[bold]{split} data[/bold]: {counted(rows, 'row')}, all usable; format {read.format}")
+            for line in unread_fields(unread):
+                console.print(f"note: {line}", markup=False)
             continue
         dataset, report = build_dataset(data, renderer, split, training.seed)
         _print_report(console, report, data, training.per_device_train_batch_size)
@@ -141,20 +149,18 @@ def _print_sample(console: Console, spans: list[Span], index: int) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
+    from paddlesft.data.report import shortened
+
     plain = not console.is_terminal
-    text, used = Text(), 0
+    text = Text()
     trained = sum(span.tokens for span in spans if span.trained)
+    total = sum(span.tokens for span in spans)
+    spans = shortened(spans, MOST_CHARACTERS)
     for number, span in enumerate(spans):
         if number and span.segment != spans[number - 1].segment:
             text.append("\n--- next row of the pack ---\n", style="dim")
-        shown = span.text[: max(0, MOST_CHARACTERS - used)]
-        used += len(span.text)
-        marked = f"⟦{shown}⟧" if plain and span.trained else shown  # colours do not reach a file or a pipe
+        marked = f"⟦{span.text}⟧" if plain and span.trained else span.text  # colours do not reach a file or a pipe
         text.append(marked, style="bold black on green" if span.trained else "")
-        if used > MOST_CHARACTERS:
-            text.append(" …", style="dim")
-            break
-    total = sum(span.tokens for span in spans)
     console.print(
         Panel(text, title=f"row {index + 1}: {trained} of {total} tokens trained (marked)", title_align="left")
     )

@@ -91,16 +91,15 @@ class TrainDisplay:
         """Show the first training row; what is trained is marked, with colour and in brackets."""
         from rich.text import Text
 
+        from paddlesft.data.report import shortened
+
         self._print("First training row; only the [bold green]⟦marked⟧[/] text is trained", style="bold")
-        text, room = Text(), MAX_SAMPLE_CHARACTERS
+        text, spans = Text(), shortened(spans, MAX_SAMPLE_CHARACTERS)
         for number, span in enumerate(spans):
             if number and span.segment != spans[number - 1].segment:
                 text.append("\n--- next conversation of the packed row ---\n", style="dim")
-            shown = span.text if len(span.text) <= room else span.text[:room] + " …"
-            text.append(f"⟦{shown}⟧" if span.trained else shown, style="bold green" if span.trained else "dim")
-            room -= len(span.text)
-            if room <= 0:
-                break
+            style = "bold green" if span.trained else "dim"
+            text.append(f"⟦{span.text}⟧" if span.trained else span.text, style=style)
         self._print(text)
         self._print()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from paddlesft.config.training_parallel import is_sharding
 
 if TYPE_CHECKING:
+    from paddlesft.config.data import DataConfig
     from paddlesft.config.resolve import RunConfig
 
 SMALLER_IS_BETTER = ("loss", "perplexity")
@@ -111,7 +112,12 @@ def _device(run: RunConfig) -> None:
         )
 
 
+def derived_src_length(data: DataConfig) -> int | None:
+    """Return ``src_length`` for a ``max_length`` that its default leaves no room in, or None when it has room."""
+    return max(1, data.max_length // 2) if data.src_length >= data.max_length else None
+
+
 def _lengths(run: RunConfig) -> None:
-    data = run.data
-    if data.src_length >= data.max_length and not run.was_set("src_length"):
-        run.derive("src_length", max(1, data.max_length // 2), "half of max_length")
+    derived = derived_src_length(run.data)
+    if derived is not None and not run.was_set("src_length"):
+        run.derive("src_length", derived, "half of max_length")

@@ -65,11 +65,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, the tools on offer, and the row they came from."""
+    """Messages in order, the tools on offer, the row they came from, and the names of its fields that were not read."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     source: Source = field(default_factory=Source)
+    unread: tuple[str, ...] = ()
 
     def with_system(self, text: str | None) -> Conversation:
         """Return the conversation with ``text`` as system message where it has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from paddlesft.data.collate import IGNORED
 from paddlesft.data.conversation import Conversation
 from paddlesft.data.packing import pack_best_fit, pack_in_order
-from paddlesft.data.problems import Problem, RowProblem, raise_if_any
+from paddlesft.data.problems import Problem, RowProblem, raise_if_any, unread_fields
 from paddlesft.data.reading import ReadResult, iterate_conversations
 from paddlesft.data.rendering import Rendered, Renderer
 from paddlesft.data.report import DataReport
@@ -257,6 +258,7 @@ def _rendered(
     unreadable = 0
     marked: list[str] = []
     tools_seen = 0
+    unread: Counter[str] = Counter()
     for entry in entries:
         if isinstance(entry, Problem):
             problems.append(entry)
@@ -264,6 +266,7 @@ def _rendered(
             continue
         report.rows_read += 1
         tools_seen += bool(entry.tools)
+        unread.update(entry.unread)
         special = _special_token_in(entry, renderer)
         if special:
             marked.append(f"{entry.source}: {special!r}")
@@ -278,6 +281,7 @@ def _rendered(
             f"because they are longer than max_length={data_config.max_length}. Raise max_length or choose another "
             "truncation."
         )
+    report.notices += unread_fields(unread)
     if marked:
         if renderer.reads_special_tokens:
             read_as = "it becomes that token"

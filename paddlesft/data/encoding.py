@@ -31,6 +31,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        # long rows are cut, dropped or refused by truncation.py, which says so; the tokenizer need not warn of them
+        getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = True
         self.special_ids = special_token_ids(tokenizer)
         eos = tokenizer.eos_token_id
         # QWenTokenizer has no eos_token, but an end-of-document id for the same purpose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,20 @@ def described(value: Any) -> str:
 def counted(number: int, one: str, more: str | None = None) -> str:
     """Return a number with its noun: 1 row, 2 rows."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def unread_fields(rows: Mapping[str, int], most: int = 6) -> list[str]:
+    """Return the line that names fields nothing was read of, or nothing.
+
+    Args:
+        rows: how many rows have each of them.
+        most: how many are named.
+    """
+    if not rows:
+        return []
+    named = [f"{name!r} ({counted(number, 'row')})" for name, number in list(rows.items())[:most]]
+    more = [f"{len(rows) - most} more"] if len(rows) > most else []
+    return [f"Fields that are not read: {', '.join(named + more)}."]
 
 
 def listing(problems: Sequence[Problem], rows: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
@@ -130,7 +130,9 @@ def _parsed(module: ModuleType, row: Row, reply_needed: bool, options: dict[str,
         _insist_on_unicode(conversation)
     except RowProblem as problem:
         return problem.at(row.source)
-    return conversation
+    known = columns.read_columns(row.value, **options) if module is columns else module.KEYS
+    unread = tuple(name for name in row.value if name not in known and row.value[name] is not None)
+    return replace(conversation, unread=unread) if unread else conversation
 
 
 def _insist_on_unicode(conversation: Conversation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paddlesft.data.collate import IGNORED
@@ -192,6 +192,29 @@ def _spans(ids: list[int], trained: list[bool], decode: Any, segment: int) -> li
         spans.append(Span(text, trained[begin], end - begin, segment))
         begin, told = end, whole
     return spans
+
+
+def shortened(spans: Sequence[Span], most: int) -> list[Span]:
+    """Return spans of at most about ``most`` characters: long ones lose their middle, so that each reply stays visible.
+
+    Args:
+        spans: as ``first_sample_view`` returns them.
+        most: characters in all.
+    """
+    if sum(len(span.text) for span in spans) <= most:
+        return list(spans)
+    room = max(120, most // max(1, len(spans)))
+    kept, used = [], 0
+    for span in spans:
+        if used > most:
+            kept.append(replace(span, text=" …", trained=False, tokens=0))
+            break
+        if len(span.text) > room:
+            half = room // 2
+            span = replace(span, text=f"{span.text[:half]} … {span.text[-half:]}")
+        kept.append(span)
+        used += len(span.text)
+    return kept
 
 
 def view_as_text(spans: Sequence[Span]) -> str:

@@ -68,5 +68,6 @@ def _restored(text: str) -> Conversation | Problem:
     value = json.loads(text)
     source = Source(**value.pop("source"))
     if "messages" in value:
-        return Conversation([Message(**message) for message in value["messages"]], value["tools"], source)
+        messages = [Message(**message) for message in value["messages"]]
+        return Conversation(messages, value["tools"], source, tuple(value["unread"]))
     return Problem(source, **value)

@@ -5,8 +5,10 @@ PaddleNLP's ``llm/`` scripts do:
 
 - the template "plain" and one reply: the source is cut on the left to ``src_length``, always; the target is cut on the
   right to what then remains of ``max_length``, and loses its stop token when it is cut;
-- any other template: the same, but only when the row is longer than ``max_length``; with several replies the oldest rounds are dropped until the row fits ``max_length`` (the system message stays); the last
-  round is never dropped, but treated like a single reply when it is too long by itself.
+- any other template: the same, but only when the row is longer than ``max_length``; with several replies the oldest
+  rounds are dropped first (the system message stays), and only the last round, when it is too long by itself, is cut
+  like a single reply. PaddleNLP cuts the end of that round's question, and with it the mark that a reply follows; here
+  its beginning goes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from paddlesft.cli.check_data import is_training_config
+from paddlesft.cli.check_data import _configuration, is_training_config
+from paddlesft.config import load_run_config
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -101,3 +102,19 @@ def test_the_output_shown_in_the_documentation_is_real(run_cli: Run, smollm2: Pa
     assert done.returncode == 0, done.stderr
     for line in shown.splitlines():
         assert "fingerprint" in line or line in done.stdout, line
+
+
+def test_lengths_are_those_that_training_takes(rows: Path) -> None:
+    for overrides, src_length in (([], 1024), (["max_length=100"], 50), (["max_length=100", "src_length=20"], 20)):
+        groups, _ = _configuration([str(rows), *overrides])
+        run = load_run_config(None, [f"train_dataset_path={rows}", *overrides, "model_name_or_path=m", "output_dir=o"])
+        assert groups["data"].src_length == run.data.src_length == src_length
+
+
+def test_fields_that_are_not_read_are_said_without_a_model_too(run_cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "q", "answer": "a", "sytem": "s"}\n', "utf-8")
+    done = run_cli("check-data", path)
+    assert (
+        "train data: 1 row, all usable; format columns\nnote: Fields that are not read: 'sytem' (1 row)." in done.stdout
+    )

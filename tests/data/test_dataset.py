@@ -14,7 +14,7 @@ from paddlesft.config.data import DataConfig
 from paddlesft.data.collate import IGNORED
 from paddlesft.data.dataset import SFTDataset, build_dataset
 from paddlesft.data.rendering import Renderer
-from paddlesft.data.report import first_sample_view, view_as_text
+from paddlesft.data.report import Span, first_sample_view, shortened, view_as_text
 from paddlesft.data.templates import load_template
 from paddlesft.errors import DataError
 
@@ -214,3 +214,13 @@ def test_the_view_shows_what_is_trained_after_packing_and_truncation(write: Writ
         config(write("b.jsonl", [{"src": "Hi", "tgt": "word " * 99}]), max_length=40), renderer, "train"
     )
     assert view_as_text(first_sample_view(cut, renderer)).endswith("word⟧")
+
+
+def test_a_long_row_is_shown_with_its_replies() -> None:
+    spans = [Span("p" * 5000, False, 900), Span("reply", True, 2), Span("q" * 10, False, 3), Span("end", True, 1)]
+    shown = shortened(spans, 1000)
+    assert [span.text for span in shown[1:]] == ["reply", "q" * 10, "end"]
+    assert shown[0].text == "p" * 125 + " … " + "p" * 125 and shown[0].tokens == 900
+    assert shortened(spans[1:], 1000) == spans[1:]
+    many = shortened([Span("p" * 200, False, 9), Span("r" * 200, True, 9)] * 20, 1000)
+    assert len(many) < 20 and many[-1].text == " …" and not many[-1].trained

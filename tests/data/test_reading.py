@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paddlesft.data.containers import Row
 from paddlesft.data.conversation import Conversation, Source
 from paddlesft.data.formats.registry import FORMATS
-from paddlesft.data.problems import Problem, listing
+from paddlesft.data.problems import Problem, listing, unread_fields
 from paddlesft.data.reading import _parsed, read_conversations
 from paddlesft.errors import DataError
 
@@ -290,3 +290,16 @@ def test_gsm8k_reads_whole(gsm8k_dir: Path) -> None:
     result = read_conversations([gsm8k_dir / "train.jsonl"])
     assert (result.format, len(result.usable())) == ("columns", 7473)
     assert result.conversations[7472].source.line == 7473
+
+
+def test_fields_that_are_not_read_are_named(write: Write) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "lable": [1]}
+    result = read_conversations([write("a.jsonl", [row, {**row, "tools": None, "id": 7}])])
+    assert [conversation.unread for conversation in result.conversations] == [("lable",), ("lable", "id")]
+    assert unread_fields({"lable": 2, "id": 1}) == ["Fields that are not read: 'lable' (2 rows), 'id' (1 row)."]
+    assert unread_fields({str(i): 1 for i in range(9)}, most=1) == ["Fields that are not read: '0' (1 row), 8 more."]
+    assert unread_fields({}) == []
+    table = [write("b.jsonl", [{"question": "q", "answer": "a", "input": "i", "system": "s"}])]
+    assert read_conversations(table).conversations[0].unread == ("input",)
+    mapped = read_conversations(table, column_map={"question": "input", "answer": "answer"})
+    assert mapped.conversations[0].unread == ("question", "system")

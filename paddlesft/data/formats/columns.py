@@ -102,6 +102,11 @@ def parse(
     return Conversation(messages, None, source)
 
 
+def read_columns(row: dict[str, Any], column_map: Mapping[str, str] | None = None) -> set[str]:
+    """Return the names of the columns that ``parse`` reads of a row."""
+    return set(column_map.values()) if column_map else {*(known_pair(row) or ()), "system"}
+
+
 def _half_pair(row: dict[str, Any]) -> tuple[str, str]:
     """The pair a row has only one column of, so that the message names the other."""
     return next((pair for pair in KNOWN_PAIRS if pair[0] in row or pair[1] in row), KNOWN_PAIRS[0])

@@ -10,7 +10,7 @@ from paddlesft.data.problems import RowProblem, counted, described
 
 NAME = "paddlenlp"
 EXAMPLE = '{"src": "question", "tgt": "answer"}, or lists of them for several turns'
-KEYS = ("src", "tgt")
+KEYS = ("src", "tgt", "context")
 
 
 def claims(row: dict[str, Any]) -> bool:

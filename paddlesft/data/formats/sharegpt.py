@@ -12,7 +12,7 @@ from paddlesft.data.problems import RowProblem, described, shown
 
 NAME = "sharegpt"
 EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
-KEYS = ("conversations", "tools", "system")
+KEYS = ("conversations", "conversation", "tools", "system")
 
 ROLE_NAMES = {
     "system": "system",

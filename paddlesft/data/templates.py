@@ -117,7 +117,8 @@ class ChatTemplate:
             )
         except TemplateRefusal:
             raise
-        except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+        except (jinja2.TemplateError, TypeError, LookupError, AttributeError, ValueError, ArithmeticError,
+                RecursionError) as error:  # fmt: skip
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
 
 
@@ -198,7 +199,10 @@ def template_from_file(path: Path, special_tokens: dict[str, Any]) -> ChatTempla
     Raises:
         DataError: the file is neither.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"chat_template: {path} is not UTF-8 text. Save it as UTF-8.") from error
     if path.suffix != ".json":
         return _jinja(str(path), text, special_tokens)
     try:
@@ -246,7 +250,9 @@ def _check_syntax(name: str, source: str) -> None:
     try:
         compile_template(source)
     except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{name}:{error.lineno}: this is no jinja template: {error.message}.") from error
+        raise DataError(
+            f"{name}:{error.lineno}: this is no jinja template: {str(error.message).rstrip('.')}."
+        ) from error
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, Any]:

@@ -136,3 +136,20 @@ def test_helpers_that_published_templates_use(tokenizers: dict[str, Any], write:
     )
     template = load_template(tokenizers["smollm2"], str(write("a.jinja", source)))
     assert template.render(MESSAGES, tools=[{"d": "<é>"}]) == 'qa[{"d": "<é>"}]%'
+
+
+def test_template_files_that_cannot_be_read_or_run(tokenizers: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = tokenizers["smollm2"]
+    path = tmp_path / "a.jinja"
+    path.write_bytes(b"\xff\xfea")
+    with pytest.raises(DataError, match=r"a.jinja is not UTF-8 text. Save it as UTF-8.$"):
+        load_template(tokenizer, str(path))
+    path.write_text("\ufeff{{ messages[0].content }}", "utf-8")
+    assert load_template(tokenizer, str(path)).source.startswith("{{"), "a byte order mark is no text"
+    path.write_text("{{ foo")
+    with pytest.raises(DataError, match=r"a.jinja:1: this is no jinja template: [^\n]*[^.]\.$"):
+        load_template(tokenizer, str(path))
+    for source in ("{% for i in range(10**9) %}{% endfor %}", "{{ 1 / 0 }}", "{{ messages[7].content }}"):
+        path.write_text(source)
+        with pytest.raises(TemplateRefusal):
+            load_template(tokenizer, str(path)).render([{"role": "user", "content": "q"}])

@@ -13,7 +13,7 @@ from paddlesft.config.fields import default_of
 from paddlesft.config.translation import OldKey
 from paddlesft.config.values import describe_allowed, field_types
 
-WIDTH = 110
+WIDTH = 79  # of the usual terminal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from paddlesft.checkpoints.adapter import Adapter, read_adapter
 from paddlesft.checkpoints.verify import Comparison, compare_logits, logits_of, prompt_ids, release
 from paddlesft.directories import new_directory
-from paddlesft.errors import CheckpointError
+from paddlesft.errors import CheckpointError, ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.load import load_model, load_tokenizer, paddle_directory, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
@@ -147,6 +147,7 @@ def find_base(adapter: Adapter, base: str | Path | None) -> Path:
 
     Raises:
         CheckpointError: neither is there.
+        ModelDirectoryError: the one given is not there.
     """
     if base is not None:
         return resolve_model(base)
@@ -157,7 +158,12 @@ def find_base(adapter: Adapter, base: str | Path | None) -> Path:
     recorded = adapter.base.get("path")
     if recorded and Path(recorded).is_dir():
         return Path(recorded)
-    return resolve_model(adapter.base["name"])
+    try:
+        return resolve_model(adapter.base["name"])
+    except ModelDirectoryError as error:
+        raise CheckpointError(
+            f"The base of {adapter.path} cannot be found: {error} Give it with --model_name_or_path."
+        ) from error
 
 
 def check_base(adapter: Adapter, base: Path, force: bool, notices: list[str]) -> tuple[str, str]:

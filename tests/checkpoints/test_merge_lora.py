@@ -89,6 +89,9 @@ def test_base_is_taken_from_the_adapter(base: Path, adapter: Path, tmp_path: Pat
     bare = write_adapter(tmp_path / "bare", base)
     with pytest.raises(CheckpointError, match=r"does not say which base model .* --model_name_or_path"):
         merge_lora(None, bare, tmp_path / "other")
+    (bare / "paddlesft.json").write_text(json.dumps({"base": {"name": str(tmp_path / "gone"), "path": "gone"}}))
+    with pytest.raises(CheckpointError, match=r"The base of .*bare cannot be found: .*gone.* --model_name_or_path"):
+        merge_lora(None, bare, tmp_path / "other")
 
 
 def test_wrong_base_is_refused_by_fingerprint(adapter: Path, smollm2: Path, tmp_path: Path) -> None:

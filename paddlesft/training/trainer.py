@@ -20,6 +20,7 @@ from paddle.io import DataLoader
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from paddlesft.errors import UserError
+from paddlesft.quirks import released_memory
 from paddlesft.training import evaluation
 from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_checkpoint
 from paddlesft.training.events import Observer
@@ -99,6 +100,7 @@ class SFTTrainer(Trainer):
         self.meter: SpeedMeter | None = None
         self.run_log: RunLog | None = None
         self._bad_steps = 0
+        self._held_memory = 0
         self._resume_from: Path | None = None
         super().__init__(
             model=model,
@@ -346,6 +348,7 @@ class _Hooks(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> Any:
         trainer, meter = self.trainer, self.trainer.meter
         meter.add_step(*trainer._step_sums, trainer._watch.restart())
+        trainer._held_memory = released_memory.give_back_excess(trainer._held_memory)
         loss_sum, trained, _ = trainer._step_sums
         eta = meter.eta_seconds(state.global_step)
         loss = loss_sum / max(trained, 1)

@@ -1,4 +1,4 @@
-"""``paddlesft check-data``: read a data set as training would, and show what would be trained.
+"""paddlesft check-data: read a data set as training would, and show what would be trained.
 
     paddlesft check-data data/train.jsonl
     paddlesft check-data data/ --model_name_or_path embedded:smollm2 max_length=512

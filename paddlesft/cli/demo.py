@@ -1,4 +1,4 @@
-"""``paddlesft demo``: fine-tune the embedded model on this machine and show the difference.
+"""paddlesft demo: fine-tune the embedded model on this machine and show the difference.
 
     paddlesft demo                                  everything goes to ./demo_output
     paddlesft demo output_dir=DIR num_train_epochs=2

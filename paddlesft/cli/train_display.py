@@ -74,7 +74,7 @@ class TrainDisplay:
         self._print(grid)
         rest = len(run_config.table()) - len(rows)
         saved = Path(training.output_dir) / "run_config.yaml"
-        self._print(f"{rest} more keys have their default; all are saved in {saved}\n", style="dim", markup=False)
+        self._print(f"{rest} more keys have their default; all will be in {saved}\n", style="dim", markup=False)
 
     def data(self, split: str, report: Any) -> None:
         """Show the table about a data set."""

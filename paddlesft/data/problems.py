@@ -93,7 +93,8 @@ def listing(problems: Sequence[Problem], rows: int) -> str:
         rows: how many rows were read, bad ones included.
     """
     bad_rows = len({problem.source for problem in problems})
-    lines = [f"{counted(bad_rows, 'row')} of {max(rows, bad_rows):,} cannot be used:"]
+    head = f"{counted(bad_rows, 'row')} of {max(rows, bad_rows):,} cannot be used" if rows else "No row can be used"
+    lines = [f"{head}:"]
     lines += [f"  {problem}" for problem in problems[:SHOWN_IN_FULL]]
     rest = problems[SHOWN_IN_FULL:]
     if rest:
@@ -101,7 +102,7 @@ def listing(problems: Sequence[Problem], rows: int) -> str:
         told = (f"{count:,} in " + (f"field {field!r}" if field else "the row itself") for field, count in
                 kinds.most_common())  # fmt: skip
         lines.append(f"  … and {len(rest):,} more: {', '.join(told)}")
-    lines.append("Nothing was trained or written. Correct or remove these rows, then run `paddlesft check-data` again.")
+    lines.append("Nothing was written. Correct or remove these rows; `paddlesft check-data` shows whether any are left.")
     return "\n".join(lines)
 
 

@@ -244,7 +244,7 @@ def test_all_bad_rows_are_listed_twenty_in_full(write: Write) -> None:
     assert lines[1] == bad_line
     assert len(lines) == 23
     assert lines[21] == "  … and 6 more: 5 in field 'answer', 1 in field 'question'"
-    assert lines[22].startswith("Nothing was trained or written. Correct or remove these rows")
+    assert lines[22].startswith("Nothing was written. Correct or remove these rows")
     assert listing(result.problems[:1], 28).startswith("1 row of 28 cannot be used:")
 
 

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
+
 if TYPE_CHECKING:
     from paddlesft.config.verbs import ChatConfig
 
@@ -39,19 +41,12 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    from paddlesft.config import load_arguments
     from paddlesft.config.verbs import ChatConfig
 
-    groups = {"chat": ChatConfig}
-    if "-h" in argv or "--help" in argv:
-        from paddlesft.config.reference import help_text
-
-        print(f"{__doc__}\ncommands in the conversation:\n{_command_list()}\n\n{help_text(groups)}")
-        return 0
-    configs, _, notices = load_arguments(groups, overrides=argv)
-    for notice in notices:
-        print(notice, file=sys.stderr)
-    return _chat(configs["chat"])
+    if wants_help(argv):
+        head = f"{__doc__}\ncommands in the conversation:\n{_command_list()}\n"
+        return show_help(head, "chat", ChatConfig)
+    return _chat(read_arguments("chat", ChatConfig, argv))
 
 
 def _chat(config: ChatConfig) -> int:

@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.cli.verb_arguments import wants_help
 from paddlesft.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    if not argv or "-h" in argv or "--help" in argv:
+    if not argv or wants_help(argv):
         print(f"{__doc__}\nusage: paddlesft check-data PATH [--model_name_or_path DIR] [key=value ...]\n")
         print(
             "keys: those of the data section of docs/config.md, such as max_length, truncation, chat_template, packing"

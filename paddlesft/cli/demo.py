@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.cli.verb_arguments import wants_help
 from paddlesft.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    if "-h" in argv or "--help" in argv:
+    if wants_help(argv):
         print(__doc__)
         return 0
     from rich.console import Console

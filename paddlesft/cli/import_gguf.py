@@ -10,10 +10,10 @@ DIR is created, complete or not at all; FILE is only read.
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from pathlib import Path
 
+from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
 from paddlesft.errors import UserError
 
 USAGE = "usage: paddlesft import-gguf FILE DIR [--overwrite] [--dtype TYPE]"
@@ -28,20 +28,12 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    from paddlesft.config import load_arguments
     from paddlesft.config.verbs import ImportGgufConfig
 
-    groups = {"import_gguf": ImportGgufConfig}
-    if "-h" in argv or "--help" in argv:
-        from paddlesft.config.reference import help_text
-
-        print(f"{__doc__}\n{USAGE}\n\n{help_text(groups)}")
-        return 0
+    if wants_help(argv):
+        return show_help(f"{__doc__}\n{USAGE}\n", "import_gguf", ImportGgufConfig)
     (source, target), options = split_positionals(argv)
-    configs, _, notices = load_arguments(groups, overrides=options)
-    for notice in notices:
-        print(notice, file=sys.stderr)
-    config = configs["import_gguf"]
+    config = read_arguments("import_gguf", ImportGgufConfig, options)
 
     from paddlesft.models.embedded import PREFIX, embedded_gguf
     from paddlesft.models.gguf import import_gguf

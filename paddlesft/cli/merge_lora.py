@@ -10,8 +10,8 @@ appears only when its logits equal those of base + adapter within the bound of i
 from __future__ import annotations
 
 import shlex
-import sys
 
+from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
 from paddlesft.errors import ConfigError
 
 
@@ -24,19 +24,11 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    from paddlesft.config import load_arguments
     from paddlesft.config.verbs import MergeLoraConfig
 
-    groups = {"merge_lora": MergeLoraConfig}
-    if "-h" in argv or "--help" in argv:
-        from paddlesft.config.reference import help_text
-
-        print(f"{__doc__}\n{help_text(groups)}")
-        return 0
-    configs, _, notices = load_arguments(groups, overrides=argv)
-    for notice in notices:
-        print(notice, file=sys.stderr)
-    config = configs["merge_lora"]
+    if wants_help(argv):
+        return show_help(__doc__, "merge_lora", MergeLoraConfig)
+    config = read_arguments("merge_lora", MergeLoraConfig, argv)
     for key in ("lora_path", "merge_model_path"):
         if getattr(config, key) is None:
             raise ConfigError(

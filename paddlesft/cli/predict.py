@@ -8,11 +8,11 @@ stopped. Without --data_file two sample questions are asked.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
 from paddlesft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,19 +30,11 @@ def run(argv: list[str]) -> int:
     Returns:
         0; errors are raised.
     """
-    from paddlesft.config import load_arguments
     from paddlesft.config.verbs import PredictConfig
 
-    groups = {"predict": PredictConfig}
-    if "-h" in argv or "--help" in argv:
-        from paddlesft.config.reference import help_text
-
-        print(f"{__doc__}\n{help_text(groups)}")
-        return 0
-    configs, _, notices = load_arguments(groups, overrides=argv)
-    for notice in notices:
-        print(notice, file=sys.stderr)
-    config = configs["predict"]
+    if wants_help(argv):
+        return show_help(__doc__, "predict", PredictConfig)
+    config = read_arguments("predict", PredictConfig, argv)
     if config.data_file is not None and not Path(config.data_file).is_file():
         raise DataError(f"data_file: {config.data_file} is not a file. Leave it out to ask two sample questions.")
     check_output(config)

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from paddlesft.cli.verb_arguments import wants_help
+
 USAGE = """usage: paddlesft train [CONFIG.yaml | CONFIG.json] [key=value | --key value | --flag] ...
 
 Fine-tune a model: LoRA (lora=true), Prefix-Tuning (prefix_tuning=true) or all weights (neither).
@@ -37,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    if any(argument in ("-h", "--help", "help") for argument in argv):
+    if wants_help(argv):
         print(help_text())
         return 0
     if not argv:

@@ -102,7 +102,7 @@ def listing(problems: Sequence[Problem], rows: int) -> str:
         told = (f"{count:,} in " + (f"field {field!r}" if field else "the row itself") for field, count in
                 kinds.most_common())  # fmt: skip
         lines.append(f"  … and {len(rest):,} more: {', '.join(told)}")
-    lines.append("Nothing was written. Correct or remove these rows; `paddlesft check-data` shows whether any are left.")
+    lines.append("Nothing was written. Correct or remove these rows; `paddlesft check-data` shows what is left.")
     return "\n".join(lines)
 
 

@@ -70,7 +70,7 @@ def test_pdparams(tiny_llama: Path, tmp_path: Path) -> None:
     assert by_name["llama.norm.weight"].dtype == "F32"
     assert set(by_name) == set(stored_weights(tiny_llama))
     (out / "model_state.pdparams").write_bytes(b"garbage")
-    with pytest.raises(ModelDirectoryError, match=r"model_state.pdparams cannot be read .* Copy it again"):
+    with pytest.raises(ModelDirectoryError, match=r"model_state.pdparams is damaged or incomplete .* Copy it again"):
         stored_weights(out)
 
 

@@ -1,13 +1,15 @@
-"""Directories that appear complete or not at all."""
+"""Directories and files that appear complete or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paddlesft.errors import FileProblem, UserError
 
@@ -54,3 +56,10 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object; the file appears complete or not at all."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)

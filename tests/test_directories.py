@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from paddlesft.directories import new_directory
+from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import UserError
 
 
@@ -104,3 +105,12 @@ def test_a_file_in_the_way_of_a_parent_is_named(tmp_path: Path) -> None:
         "A file stands where a directory is needed: choose another place."
     )
     assert leftovers(tmp_path, "notes.txt") == []
+
+
+def test_a_json_file_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, {"name": "模型", "steps": 3})
+    with pytest.raises(TypeError):
+        write_json(path, {"broken": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "模型", "steps": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]

@@ -5,7 +5,6 @@ W' = W + scaling * A @ B (Hu et al. 2021, https://arxiv.org/abs/2106.09685), sum
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -17,7 +16,7 @@ import numpy as np
 
 from paddlesft.checkpoints.adapter import Adapter, read_adapter
 from paddlesft.checkpoints.verify import Comparison, compare_logits, logits_of, prompt_ids, release
-from paddlesft.directories import new_directory
+from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import CheckpointError, ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.load import load_model, load_tokenizer, paddle_directory, quiet_paddlenlp
@@ -108,7 +107,7 @@ def merge_lora(
     used = dtype or stored_dtype(config, weights)
     with new_directory(output, overwrite=overwrite) as scratch:
         content = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": used}
-        (scratch / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(scratch / "config.json", content)
         if (base_path / "generation_config.json").is_file():
             shutil.copyfile(base_path / "generation_config.json", scratch / "generation_config.json")
         _copy_tokenizers(base_path, adapter.path, scratch)

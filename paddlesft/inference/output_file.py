@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from paddlesft.directories import write_json
 from paddlesft.errors import FileProblem, UserError
 
 
@@ -114,9 +115,7 @@ class OutputFile:
             if key in self.settings and self.settings[key] is None:
                 self.settings[key] = secrets.randbelow(2**31)
         self.path.touch()
-        beside = self.record.with_name(self.record.name + ".part")
-        beside.write_text(json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, self.record)
+        write_json(self.record, self.settings)
 
     def _continue(self, random_keys: Sequence[str]) -> None:
         try:

@@ -6,7 +6,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The weights a
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlesft.directories import new_directory
+from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import EnvironmentProblem, ModelDirectoryError
 from paddlesft.models.gguf_tokenizer import write_tokenizer
 from paddlesft.models.provenance import fingerprint, write_provenance
@@ -135,9 +134,9 @@ def write_gguf_model(
         name: NewTensor(DTYPE[dtype], shape, make)
         for name, (shape, make) in sorted(paddle_tensors(gguf, config).items())
     }
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
-    _write_json(directory / "generation_config.json", tokens)
+    write_json(directory / "generation_config.json", tokens)
     write_tokenizer(gguf, directory)
     write_weights(directory, tensors, PADDLE_LAYOUT)
     stored = sorted({tensor.tensor_type.name for tensor in gguf.tensors.values()})
@@ -315,7 +314,3 @@ def rotate_half_order(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

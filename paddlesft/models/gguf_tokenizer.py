@@ -6,10 +6,10 @@ name (``tokenizer.ggml.pre``); the rules below are those of the published tokeni
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def write_tokenizer(gguf: GGUFFile, directory: Path) -> None:
         "chat_template": fields.get("tokenizer.chat_template"),
     }
     content = {key: value for key, value in config.items() if value is not None}
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(directory / "tokenizer_config.json", content)
 
 
 def _write_bpe(

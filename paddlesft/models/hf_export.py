@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paddlesft.directories import new_directory
+from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import copy_tokenizer, read_config
 from paddlesft.models.families import Family, family_of
@@ -46,13 +46,13 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
     tensors = torch_tensors(family, config, stored, src)
     with new_directory(dst, overwrite=overwrite) as scratch:
         content = hugging_face_config(config, family)
-        (scratch / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(scratch / "config.json", content)
         ids = {
             key: content[key]
             for key in ("bos_token_id", "eos_token_id", "pad_token_id")
             if content.get(key) is not None
         }
-        (scratch / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        write_json(scratch / "generation_config.json", ids)
         copy_tokenizer(src, scratch)
         _rename_tokenizer_class(scratch)
         write_weights(scratch, tensors, TORCH_LAYOUT)
@@ -117,4 +117,4 @@ def _rename_tokenizer_class(directory: Path) -> None:
     if path.is_file() and (directory / "tokenizer.json").is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, content)

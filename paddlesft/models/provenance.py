@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from paddlesft import __version__
+from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.weights import hash_weights
 
@@ -44,9 +44,7 @@ def write_provenance(directory: str | Path, **facts: Any) -> Path:
     """
     path = Path(directory) / FILE
     content = {"format": FORMAT, **facts, "versions": tool_versions()}
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_json(path, content)
     return path
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddlesft.directories import write_json
 from paddlesft.models.directory import TOKENIZER_FILES
 from paddlesft.models.provenance import FILE as PROVENANCE
 from paddlesft.models.provenance import read_provenance
@@ -26,13 +27,6 @@ MODEL_FILES = (
     "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", PROVENANCE,
     "lora_model_state.*", "lora_config.json", "prefix_model_state.pdparams", "prefix_config.json", "pre_caches.npy",
 )  # fmt: skip
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; the file appears complete or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from paddlesft.directories import write_json
 from paddlesft.errors import ConfigError
 from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
@@ -22,7 +23,7 @@ from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
 from paddlesft.training.model_switches import set_model_switches
 from paddlesft.training.ranks import is_first_rank, world_size
-from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot, write_json
+from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
 from paddlesft.training.weights_io import save_weights

@@ -84,12 +84,15 @@ def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """
     import paddle
 
+    from paddlesft.models.decoders import decoder_of
+
     model.eval()
+    decoder, found = decoder_of(model), []
     with paddle.no_grad():
-        return [
-            model(input_ids=paddle.to_tensor([list(ids)]), return_dict=True).logits[0].astype("float32").numpy()
-            for ids in prompts
-        ]
+        for ids in prompts:
+            hidden, _ = decoder.run(paddle.to_tensor([list(ids)]))
+            found.append(decoder.logits(hidden)[0].astype("float32").numpy())
+    return found
 
 
 def compare_logits(a: Sequence[np.ndarray], b: Sequence[np.ndarray], dtype: str) -> Comparison:

@@ -1,6 +1,6 @@
 """Running a model step by step with its key/value cache: prompts in, the logits of the next token out.
 
-Shape legend: b batch, s longest prompt, t tokens in the cache (prefix and padding included), v vocabulary.
+Shape legend: b batch, s longest prompt, t tokens run so far (padding included), v vocabulary.
 
 Prompts of different length are padded on the left, so that the last position of every row is its newest token. Padding
 is masked and positions are counted without it; the rows are then exactly what they are alone, up to rounding.
@@ -8,13 +8,14 @@ is masked and positions are counted without it; the rows are then exactly what t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
+from paddle.utils import map_structure
 
-from paddlesft.models.families import family_of
+from paddlesft.models.decoders import decoder_of
 
 
 class EagerRunner:
@@ -27,15 +28,11 @@ class EagerRunner:
     """
 
     def __init__(self, model: paddle.nn.Layer, pad_token_id: int = 0) -> None:
-        self._model = model
-        # A prefix model puts its prefix in front on every call: it runs the prompts, its inner model the steps.
-        self._step_model = model.model if hasattr(model, "prefix_encoder") else model
+        self._decoder = decoder_of(model)
         self._pad_token_id = pad_token_id
-        self._sequence_axis = family_of(model.config).cache_sequence_axis
-        self._prefix_length = 0
-        self._cache: list[tuple[paddle.Tensor, paddle.Tensor]] = []
+        self._cache: Any = None
         self._mask: paddle.Tensor | None = None  # int64 [b, t], 0 = padding
-        self._positions: paddle.Tensor | None = None  # int64 [b, 1], position of the newest token
+        self._positions: paddle.Tensor | None = None  # of the newest tokens, in the family's own form
         self._padding: list[int] = []  # tokens of padding on the left of each row
 
     @paddle.no_grad()
@@ -55,22 +52,10 @@ class EagerRunner:
         for row, (prompt, padding) in enumerate(zip(prompts, self._padding)):
             ids[row, padding:] = prompt
             mask[row, padding:] = 1
-        positions = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
-        mask = paddle.to_tensor(mask)
-        with last_position_only(self._step_model, ids.shape):
-            outputs = self._model(
-                paddle.to_tensor(ids),
-                attention_mask=mask,
-                position_ids=paddle.to_tensor(positions),
-                use_cache=True,
-            )
-        self._cache = list(outputs[1])
-        self._prefix_length = self._cache[0][0].shape[self._sequence_axis] - longest
-        if self._prefix_length:
-            mask = paddle.concat([paddle.ones([len(prompts), self._prefix_length], dtype=mask.dtype), mask], axis=1)
-        self._mask = mask
-        self._positions = paddle.to_tensor(positions[:, -1:])
-        return outputs[0][:, -1]
+        input_ids, self._mask = paddle.to_tensor(ids), paddle.to_tensor(mask)
+        self._positions = self._decoder.positions(input_ids, self._mask)
+        hidden, self._cache = self._decoder.run(input_ids, self._mask, position_ids=self._positions, use_cache=True)
+        return self._decoder.logits(hidden[:, -1:])[:, -1]
 
     @paddle.no_grad()
     def step(self, tokens: np.ndarray) -> paddle.Tensor:
@@ -82,18 +67,17 @@ class EagerRunner:
         Returns:
             Logits [b, v] of the tokens after them.
         """
-        self._positions = self._positions + 1
+        self._positions = self._decoder.next_positions(self._positions)
         self._mask = paddle.concat([self._mask, paddle.ones([len(tokens), 1], dtype=self._mask.dtype)], axis=1)
-        cache, self._cache = self._cache, []  # the model frees each layer's old cache as soon as the new one is there
-        outputs = self._step_model(
+        cache, self._cache = self._cache, None  # the model frees each layer's old cache as soon as the new one is there
+        hidden, self._cache = self._decoder.run(
             paddle.to_tensor(np.asarray(tokens, dtype=np.int64)[:, None]),
-            attention_mask=self._mask,
+            self._mask,
             position_ids=self._positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
-        self._cache = list(outputs[1])
-        return outputs[0][:, -1]
+        return self._decoder.logits(hidden)[:, -1]
 
     @paddle.no_grad()
     def keep(self, indices: Sequence[int]) -> None:
@@ -107,42 +91,24 @@ class EagerRunner:
         self._padding = [padding - unused for padding in self._padding]
         rows = paddle.to_tensor(np.asarray(indices, dtype=np.int64))
         self._positions = paddle.index_select(self._positions, rows, axis=0)
-        self._mask = self._select(self._mask, rows, unused, axis=1)
+        self._mask = self._select(self._mask, rows, unused, 0, 1, 0)
+        family, prefix = self._decoder.family, self._decoder.prefix_length
+        batch_axis, token_axis = family.cache_batch_axis, family.cache_sequence_axis
         # One layer at a time: the whole cache is never there twice.
-        for layer, pair in enumerate(self._cache):
-            self._cache[layer] = tuple(self._select(part, rows, unused, self._sequence_axis) for part in pair)
+        cache = list(self._cache)
+        self._cache = cache
+        for layer in range(len(cache)):
+            cache[layer] = map_structure(
+                lambda tensor: self._select(tensor, rows, unused, batch_axis, token_axis, prefix), cache[layer]
+            )
 
-    def _select(self, tensor: paddle.Tensor, rows: paddle.Tensor, unused: int, axis: int) -> paddle.Tensor:
-        """Take ``rows`` and leave out the ``unused`` tokens behind the prefix on ``axis``."""
-        selected = paddle.index_select(tensor, rows, axis=0)
+    @staticmethod
+    def _select(
+        tensor: paddle.Tensor, rows: paddle.Tensor, unused: int, batch_axis: int, token_axis: int, prefix_length: int
+    ) -> paddle.Tensor:
+        """Take ``rows`` and leave out the ``unused`` tokens behind the prefix."""
+        selected = paddle.index_select(tensor, rows, axis=batch_axis)
         if not unused:
             return selected
-        start = self._prefix_length
-        parts = paddle.split(selected, [start, unused, -1] if start else [unused, -1], axis=axis)
-        return paddle.concat([parts[0], parts[2]], axis=axis) if start else parts[1]
-
-
-@contextmanager
-def last_position_only(model: paddle.nn.Layer, shape: Sequence[int]) -> Iterator[None]:
-    """Let the output projection see only the last position: prompts need no logits of their own.
-
-    Args:
-        model: the causal language model.
-        shape: [b, s] of the input; hidden states of another layout are left alone.
-    """
-    head = model.get_output_embeddings()
-    if not isinstance(head, paddle.nn.Layer) or isinstance(head, paddle.nn.Embedding):
-        yield
-        return
-
-    def slice_input(layer: paddle.nn.Layer, inputs: tuple) -> tuple:
-        hidden = inputs[0]
-        if hidden.ndim != 3 or list(hidden.shape[:2]) != list(shape):
-            return inputs
-        return (hidden[:, -1:], *inputs[1:])
-
-    hook = head.register_forward_pre_hook(slice_input)
-    try:
-        yield
-    finally:
-        hook.remove()
+        parts = paddle.split(selected, [prefix_length, unused, -1] if prefix_length else [unused, -1], axis=token_axis)
+        return paddle.concat([parts[0], parts[2]], axis=token_axis) if prefix_length else parts[1]

@@ -2,94 +2,186 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.family import LLAMA_LORA_TARGETS, Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """What the other rooms need to know about one model family.
-
-    Attributes:
-        name: the family's name in messages and docs.
-        model_types: values of ``model_type`` in config.json that belong to it.
-        base_prefix: attribute of the causal LM that holds the decoder; also the first part of its tensors' names.
-        hf_base_prefix: the same part in a Hugging Face directory.
-        hf_architecture: value of ``architectures`` in a Hugging Face config.json.
-        lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
-        prefix_postprocess: ``module:function`` that brings prefix keys/values into the family's cache layout.
-        num_layers_key: the config's attribute for the number of decoder layers.
-        num_heads_key: the config's attribute for the number of query heads.
-        num_kv_heads_key: the config's attribute for the number of key/value heads; None when all heads have their own.
-        context_key: the config's attribute for the number of positions the model knows.
-        cache_sequence_axis: axis of the tokens in cached keys and values; axis 0 is the batch.
-        packing: packed rows (block-diagonal mask, restarting positions) are exact.
-        hf_import: Hugging Face directories can be converted (see hugging_face.py).
-        status: "tested" (the suite trains, merges and generates with it) or "unproven".
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    base_prefix: str
-    hf_base_prefix: str
-    hf_architecture: str
-    lora_target_modules: tuple[str, ...]
-    prefix_postprocess: str
-    num_layers_key: str = "num_hidden_layers"
-    num_heads_key: str = "num_attention_heads"
-    num_kv_heads_key: str | None = "num_key_value_heads"
-    context_key: str = "max_position_embeddings"
-    cache_sequence_axis: int = 1
-    packing: bool = False
-    hf_import: bool = False
-    status: str = "unproven"
-
-    def num_layers(self, config: Any) -> int:
-        """Return the number of decoder layers."""
-        return getattr(config, self.num_layers_key)
-
-    def num_heads(self, config: Any) -> int:
-        """Return the number of query heads."""
-        return getattr(config, self.num_heads_key)
-
-    def prefix_kv_heads(self, config: Any) -> int:
-        """Return the number of key/value heads a prefix has to fill in each layer (right for grouped-query)."""
-        shared = getattr(config, self.num_kv_heads_key, None) if self.num_kv_heads_key else None
-        return shared or self.num_heads(config)
-
-    def context_length(self, config: Any) -> int | None:
-        """Return how many tokens a prompt and its reply may have together; None where the config does not say."""
-        return getattr(config, self.context_key, None) or None
-
-    def head_dim(self, config: Any) -> int:
-        """Return the size of one attention head."""
-        return getattr(config, "head_dim", None) or config.hidden_size // self.num_heads(config)
-
-    def prefix_postprocess_function(self) -> Callable[..., Any]:
-        """Import and return the function that ``prefix_postprocess`` names."""
-        module, function = self.prefix_postprocess.split(":")
-        return getattr(importlib.import_module(module), function)
-
+GLM_LORA_TARGETS = (".*query_key_value.*", ".*dense.*", ".*dense_h_to_4h.*", ".*dense_4h_to_h.*")
 
 FAMILIES = (
     Family(
         name="llama",
+        title="LLaMA 1, 2, 3 (and models of the same architecture: Vicuna, Baichuan-7B, SmolLM2, ...)",
         model_types=("llama",),
+        causal_lm="LlamaForCausalLM",
+        config_class="LlamaConfig",
+        pipe_class="LlamaForCausalLMPipe",
         base_prefix="llama",
-        hf_base_prefix="model",
-        hf_architecture="LlamaForCausalLM",
-        lora_target_modules=(
-            ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*o_proj.*", ".*qkv_proj.*",
-            ".*gate_proj.*", ".*up_proj.*", ".*down_proj.*", ".*gate_up_fused_proj.*",
-        ),
-        prefix_postprocess="paddlenlp.peft.prefix:llama_postprocess_past_key_value",
+        lora_target_modules=LLAMA_LORA_TARGETS,
         packing=True,
+        hf_architecture="LlamaForCausalLM",
         hf_import=True,
         status="tested",
+    ),
+    Family(
+        name="qwen2",
+        title="Qwen2, Qwen2.5",
+        model_types=("qwen2",),
+        causal_lm="Qwen2ForCausalLM",
+        config_class="Qwen2Config",
+        pipe_class="Qwen2ForCausalLMPipe",
+        base_prefix="qwen2",
+        lora_target_modules=LLAMA_LORA_TARGETS,
+        prefix_postprocess="paddlenlp.peft.prefix:qwen_postprocess_past_key_value",
+        packing=True,
+        chat_template="qwen",
+        hf_architecture="Qwen2ForCausalLM",
+    ),
+    Family(
+        name="mistral",
+        title="Mistral 7B",
+        model_types=("mistral",),
+        causal_lm="MistralForCausalLM",
+        config_class="MistralConfig",
+        base_prefix="mistral",
+        lora_target_modules=LLAMA_LORA_TARGETS,
+        prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
+        packing=True,
+        chat_template="llama2",
+        hf_architecture="MistralForCausalLM",
+        cache_sequence_axis=2,
+    ),
+    Family(
+        name="gemma",
+        title="Gemma 2B, 7B",
+        model_types=("gemma",),
+        causal_lm="GemmaForCausalLM",
+        config_class="GemmaConfig",
+        pipe_class="GemmaForCausalLMPipe",
+        base_prefix="gemma",
+        lora_target_modules=LLAMA_LORA_TARGETS,
+        packing=True,
+        hf_architecture="GemmaForCausalLM",
+    ),
+    Family(
+        name="bloom",
+        title="BLOOM, BLOOMZ",
+        model_types=("bloom",),
+        causal_lm="BloomForCausalLM",
+        config_class="BloomConfig",
+        base_prefix="bloom",
+        lora_target_modules=GLM_LORA_TARGETS,
+        prefix_postprocess="paddlenlp.peft.prefix:bloom_postprocess_past_key_value",
+        positions="ALiBi",
+        hf_base_prefix="transformer",
+        hf_architecture="BloomForCausalLM",
+        num_layers_key="n_layer",
+        num_heads_key="n_head",
+        num_kv_heads_key=None,
+        context_key=None,
+    ),
+    Family(
+        name="gpt",
+        title="GPT-2, GPT-3",
+        model_types=("gpt", "gpt2"),
+        causal_lm="GPTForCausalLM",
+        config_class="GPTConfig",
+        pipe_class="GPTForCausalLMPipe",
+        base_prefix="gpt",
+        lora_target_modules=(
+            ".*qkv_proj.*", ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*linear1.*", ".*linear2.*", ".*out_proj.*",
+        ),
+        positions="learned",
+        hf_base_prefix="transformer",
+        hf_architecture="GPT2LMHeadModel",
+        num_kv_heads_key=None,
+    ),
+    Family(
+        name="opt",
+        title="OPT",
+        model_types=("opt",),
+        causal_lm="OPTForCausalLM",
+        config_class="OPTConfig",
+        base_prefix="opt",
+        lora_target_modules=(
+            ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*qkv_proj.*", ".*out_proj.*", ".*linear1.*", ".*linear2.*",
+            ".*project_in.*", ".*project_out.*",
+        ),
+        positions="learned",
+        hf_architecture="OPTForCausalLM",
+        num_kv_heads_key=None,
+        cache_sequence_axis=2,
+    ),
+    Family(
+        name="qwen",
+        title="Qwen 1",
+        model_types=("qwen",),
+        causal_lm="QWenForCausalLM",
+        config_class="QWenConfig",
+        pipe_class="QWenForCausalLMPipe",
+        base_prefix="qwen",
+        lora_target_modules=(
+            ".*attn.c_attn.*", ".*attn.c_proj.*", ".*mlp.w1.*", ".*mlp.w2.*", ".*mlp.c_proj.*",
+        ),
+        prefix_postprocess="paddlenlp.peft.prefix:qwen_postprocess_past_key_value",
+        chat_template="qwen",
+        hf_base_prefix="transformer",
+        hf_architecture="QWenLMHeadModel",
+        num_kv_heads_key=None,
+    ),
+    Family(
+        name="chatglm",
+        title="ChatGLM-6B",
+        model_types=("chatglm",),
+        causal_lm="ChatGLMForCausalLM",
+        config_class="ChatGLMConfig",
+        base_prefix="chatglm",
+        lora_target_modules=GLM_LORA_TARGETS,
+        prefix_postprocess="paddlenlp.peft.prefix:chatglm_postprocess_past_key_value",
+        positions="rotary, two-dimensional",
+        one_reply_per_row=True,
+        hf_base_prefix="transformer",
+        hf_architecture="ChatGLMModel",
+        num_kv_heads_key=None,
+        context_key="max_sequence_length",
+        cache_batch_axis=1,
+        cache_sequence_axis=0,
+    ),
+    Family(
+        name="chatglm_v2",
+        title="ChatGLM2-6B, ChatGLM3-6B",
+        model_types=("chatglm_v2",),
+        causal_lm="ChatGLMv2ForCausalLM",
+        config_class="ChatGLMv2Config",
+        pipe_class="ChatGLMv2ForCausalLMPipe",
+        base_prefix="chatglm_v2",
+        lora_target_modules=(
+            ".*query.*", ".*key.*", ".*value.*", ".*dense.*", ".*dense_h_to_4h.*", ".*dense_4h_to_h.*",
+        ),
+        prefix_postprocess="paddlenlp.peft.prefix:chatglm_postprocess_past_key_value",
+        chat_template="chatglm2",
+        hf_base_prefix="transformer",
+        hf_architecture="ChatGLMForConditionalGeneration",
+        num_kv_heads_key="multi_query_group_num",
+        context_key="max_sequence_length",
+        cache_batch_axis=1,
+        cache_sequence_axis=0,
+    ),
+    Family(
+        name="glm",
+        title="GLM-large, GLM-10B",
+        model_types=("glm",),
+        causal_lm="GLMForConditionalGeneration",
+        config_class="GLMConfig",
+        base_prefix="glm",
+        lora_target_modules=GLM_LORA_TARGETS,
+        positions="learned, two-dimensional",
+        one_reply_per_row=True,
+        hf_base_prefix="glm",
+        num_layers_key="num_layers",
+        num_kv_heads_key=None,
+        context_key="max_sequence_length",
     ),
 )  # fmt: skip
 
@@ -97,6 +189,15 @@ FAMILIES = (
 def known_model_types() -> list[str]:
     """Return every ``model_type`` of the table, sorted."""
     return sorted(kind for family in FAMILIES for kind in family.model_types)
+
+
+def family_named(name: str) -> Family:
+    """Return the row of this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {family.name: family for family in FAMILIES}[name]
 
 
 def family_of(config: Any, where: str = "config.json") -> Family:

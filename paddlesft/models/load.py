@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedTokenizerFast
+from paddlenlp.transformers import AutoTokenizer, PretrainedTokenizerFast
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
@@ -75,9 +75,13 @@ def load_config(directory: str | Path) -> Any:
         ModelDirectoryError: it is missing or names a model of no known family.
     """
     directory = Path(directory)
-    family_of(read_config(directory), where=str(directory / "config.json"))
+    import paddlenlp.transformers as zoo
+
+    family = family_of(read_config(directory), where=str(directory / "config.json"))
     with quiet_paddlenlp():
-        return AutoConfig.from_pretrained(str(directory))
+        config = getattr(zoo, family.config_class).from_pretrained(str(directory))
+    family.fix_config(config)
+    return config
 
 
 def usable_dtype(wanted: str) -> str:
@@ -109,14 +113,18 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
     used = usable_dtype(wanted)
     if used != wanted:
         logger.warning("%s: %s has no CPU kernels; the model is loaded as %s.", directory, wanted, used)
+    import paddlenlp.transformers as zoo
+
+    family = family_of(config)
     with quiet_paddlenlp(logging.ERROR), no_init_weights(_enable=True):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = getattr(zoo, family.causal_lm).from_pretrained(
             str(directory),
             config=config,
             dtype=used,
             convert_from_torch=False,  # the environment variable from_modelscope would switch it on
         )
     _check_complete(model, directory)
+    family.fix_model(model)
     model.train() if for_training else model.eval()
     return model
 

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
-from paddlesft.models.families import family_of
+from paddlesft.models.decoders import decoder_of
 from paddlesft.quirks.finite_loss_of_nan import with_nan_kept
-from paddlesft.training.packed_attention import block_diagonal_mask
 
 IGNORED = -100
 ROWS_AT_A_TIME = 256  # rows of logits that evaluation holds
@@ -33,13 +31,6 @@ class SupervisedLoss(NamedTuple):
 
     loss_sum: paddle.Tensor
     trained_tokens: int
-
-
-def causal_lm(model: paddle.nn.Layer) -> paddle.nn.Layer:
-    """Return the causal language model inside LoRA, prefix and data-parallel wrappers (the model itself when bare)."""
-    while isinstance(model, LoRAModel | PrefixModelForCausalLM | paddle.DataParallel):
-        model = model._layers if isinstance(model, paddle.DataParallel) else model.model
-    return model
 
 
 def as_tensors(batch: Mapping[str, Any]) -> dict[str, paddle.Tensor]:
@@ -58,24 +49,10 @@ def hidden_states(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> paddle.Te
         float [b, s, hidden], after the final norm.
     """
     batch = as_tensors(batch)
-    lm = causal_lm(model)
-    decoder = getattr(lm, family_of(lm.config).base_prefix)
-    prefix = model if isinstance(model, PrefixModelForCausalLM) else None
-    width = prefix.prefix_config.num_prefix_tokens if prefix else 0
-    inputs: dict[str, Any] = {"use_cache": False}
-    if "segment_ids" in batch:
-        inputs["attention_mask"] = block_diagonal_mask(batch["segment_ids"], width)
-    elif "attention_mask" in batch:
-        mask = batch["attention_mask"]
-        if width:
-            mask = paddle.concat([paddle.ones([mask.shape[0], width], dtype=mask.dtype), mask], axis=-1)
-        inputs["attention_mask"] = mask
-    if "position_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-    if prefix:
-        inputs["past_key_values"] = prefix._get_past_key_values(batch["input_ids"].shape[0])
-    output = decoder(batch["input_ids"], **inputs)
-    return output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
+    hidden, _ = decoder_of(model).run(
+        batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"), batch.get("position_ids")
+    )
+    return hidden
 
 
 def trained_rows(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -108,10 +85,10 @@ def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> Supervi
     if not (np.asarray(batch["labels"]) != IGNORED).any():
         return SupervisedLoss(hidden_states(model, batch).sum().astype("float32") * 0.0, 0)
     rows, targets = trained_rows(model, batch)
-    head = causal_lm(model).lm_head
-    if hasattr(head, "token_losses"):  # a fast head, see models/fast: no logits are kept at all
-        return SupervisedLoss(head.token_losses(rows, targets).sum(), targets.shape[0])
-    logits = head(rows.unsqueeze(0)).squeeze(0)
+    decoder = decoder_of(model)
+    if hasattr(decoder.head, "token_losses"):  # a fast head, see models/fast: no logits are kept at all
+        return SupervisedLoss(decoder.head.token_losses(rows, targets).sum(), targets.shape[0])
+    logits = decoder.logits(rows.unsqueeze(0)).squeeze(0)
     with paddle.amp.auto_cast(False):
         logits = logits.astype("float32")
         loss = with_nan_kept(F.cross_entropy(logits, targets, reduction="sum"), logits)
@@ -129,10 +106,10 @@ def trained_token_losses(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tu
     losses, correct = [], 0
     with paddle.no_grad():
         rows, targets = trained_rows(model, batch)
-        head = causal_lm(model).lm_head
+        decoder = decoder_of(model)
         for begin in range(0, targets.shape[0], ROWS_AT_A_TIME):
             part = slice(begin, begin + ROWS_AT_A_TIME)
-            logits = head(rows[part].unsqueeze(0)).squeeze(0)
+            logits = decoder.logits(rows[part].unsqueeze(0)).squeeze(0)
             found = F.cross_entropy(logits.astype("float32"), targets[part], reduction="none")
             losses.append(found.reshape([-1]).numpy())
             correct += int((logits.argmax(axis=-1) == targets[part]).sum())

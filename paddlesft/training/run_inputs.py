@@ -77,10 +77,10 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
     family = family_of(config)
     if data.packing and not family.packing:
         raise ConfigError(
-            f"packing: true, but packed rows are not exact for family {family.name}. Set packing to false; "
-            "length_grouping: true saves padding too."
+            f"packing: true, but packed rows are not exact for family {family.name}: {family.packing_refusal}. Set "
+            "packing to false; length_grouping: true saves padding too."
         )
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = family.context_length(config)
     if limit and data.max_length > limit:
         observer.warning(f"max_length {data.max_length} is longer than the {limit} positions this model was made for")
     own_tokenizer = bool(model.tokenizer_name_or_path)

@@ -51,8 +51,13 @@ def add_prefix(model: nn.Layer, family: Family, model_config: ModelConfig) -> Pr
         The model inside a ``PrefixModelForCausalLM``. The prefix starts from paddle's global generator: seed it first.
 
     Raises:
-        ConfigError: ``num_prefix_tokens`` is not positive.
+        ConfigError: ``num_prefix_tokens`` is not positive, or the family has no place for a prefix.
     """
+    if not family.prefix_tuning:
+        raise ConfigError(
+            f"prefix_tuning: true, but family {family.name} cannot take a prefix: {family.prefix_refusal}. "
+            "Use lora: true instead."
+        )
     tokens = model_config.num_prefix_tokens
     if tokens < 1:
         raise ConfigError(f"num_prefix_tokens: found {tokens}, allowed is a whole number from 1 up (128 is usual).")

@@ -5,8 +5,9 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
+from paddlesft.models.decoders import causal_lm
 from paddlesft.models.fast import accelerate
-from paddlesft.training.loss import causal_lm, supervised_loss, trained_rows, trained_token_losses
+from paddlesft.training.loss import supervised_loss, trained_rows, trained_token_losses
 from paddlesft.tuning.prepare import prepare_for_tuning
 from tests.training.small_runs import batch_of, small_config, small_dataset, small_model
 

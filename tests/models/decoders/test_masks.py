@@ -1,7 +1,7 @@
 import numpy as np
 import paddle
 
-from paddlesft.training.packed_attention import block_diagonal_mask
+from paddlesft.models.decoders.masks import block_diagonal_mask
 
 
 def test_each_segment_sees_itself_backwards() -> None:

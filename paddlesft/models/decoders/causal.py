@@ -1,0 +1,142 @@
+"""One way to run every decoder: token ids in, hidden states and cache out.
+
+Shape legend: b rows, s tokens of this call, p tokens of earlier calls (in the cache), w width of a tuned prefix,
+h hidden size, v vocabulary.
+
+Training, evaluation, generation and proofs go through ``decoder_of(model)``. ``CausalDecoder`` serves the plain case:
+every token sees what stands before it, positions count from 0, the cache is a list of (keys, values), one per layer.
+Families that differ have a subclass each in a file of this room, which overrides the parts that differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
+
+from paddlesft.models.decoders.masks import block_diagonal_mask
+from paddlesft.models.families import family_of
+
+
+class CausalDecoder:
+    """Runs the decoder of one model.
+
+    Args:
+        lm: the causal language model of paddlenlp.
+        prefix: the ``PrefixModelForCausalLM`` around it, if it has a tuned prefix.
+    """
+
+    cache_argument = "past_key_values"
+
+    def __init__(self, lm: paddle.nn.Layer, prefix: PrefixModelForCausalLM | None = None) -> None:
+        self.lm = lm
+        self.family = family_of(lm.config)
+        self.body = getattr(lm, self.family.base_prefix)
+        self.prefix = prefix
+        self.prefix_length = prefix.prefix_config.num_prefix_tokens if prefix is not None else 0
+
+    def run(
+        self,
+        input_ids: paddle.Tensor,
+        mask: paddle.Tensor | None = None,
+        segment_ids: paddle.Tensor | None = None,
+        position_ids: paddle.Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> tuple[paddle.Tensor, Any]:
+        """Run the decoder, with its adapter.
+
+        Args:
+            input_ids: int64 [b, s].
+            mask: int64 [b, p + s], 1 on real tokens and 0 on padding, which may be on either side; None: no padding.
+            segment_ids: int64 [b, s] of packed rows, 1..n, 0 on padding; in place of ``mask``.
+            position_ids: what ``positions`` or ``next_positions`` gave, or of packed rows int64 [b, s]; needed with
+                padding on the left, with a cache and with packed rows.
+            cache: what an earlier call returned; None at first. The tuned prefix is put in front of the first call.
+            use_cache: return a cache to go on with.
+
+        Returns:
+            Hidden states [b, s, h] after the final norm, and the cache (None without ``use_cache``).
+        """
+        if cache is None and self.prefix is not None:
+            cache = self.prefix._get_past_key_values(input_ids.shape[0])
+        if segment_ids is not None:
+            attention_mask = self.packed_attention_mask(segment_ids)
+        else:
+            attention_mask = self.attention_mask(input_ids, mask)
+        return self.call(input_ids, attention_mask, position_ids, cache, use_cache)
+
+    def positions(self, input_ids: paddle.Tensor, mask: paddle.Tensor) -> paddle.Tensor:
+        """Return the positions of a batch of prompts, padding not counted.
+
+        Args:
+            input_ids: int64 [b, s].
+            mask: int64 [b, s].
+
+        Returns:
+            int64 [b, s].
+        """
+        return paddle.clip(paddle.cumsum(mask, axis=-1) - 1, min=0)
+
+    def next_positions(self, position_ids: paddle.Tensor) -> paddle.Tensor:
+        """Return the positions of the tokens that follow the last ones, int64 [b, 1]."""
+        return position_ids[:, -1:] + 1
+
+    def attention_mask(self, input_ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor | None:
+        """Return what the model takes for ``attention_mask``; here 2-D over all keys: int64 [b, w + p + s]."""
+        return mask if mask is None else self.with_prefix(mask)
+
+    def packed_attention_mask(self, segment_ids: paddle.Tensor) -> paddle.Tensor:
+        """Return what the model takes for packed rows; here bool [b, 1, s, w + s]."""
+        return block_diagonal_mask(segment_ids, self.prefix_length)
+
+    def with_prefix(self, mask: paddle.Tensor) -> paddle.Tensor:
+        """Put ones for the tuned prefix in front of a mask [b, p + s]."""
+        if not self.prefix_length:
+            return mask
+        return paddle.concat([paddle.ones([mask.shape[0], self.prefix_length], dtype=mask.dtype), mask], axis=-1)
+
+    def call(
+        self,
+        input_ids: paddle.Tensor,
+        attention_mask: paddle.Tensor | None,
+        position_ids: paddle.Tensor | None,
+        cache: Any,
+        use_cache: bool,
+    ) -> tuple[paddle.Tensor, Any]:
+        """Call the decoder by the names it uses; see ``run``."""
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, self.cache_argument: cache}
+        output = self.body(input_ids, use_cache=use_cache, **{k: v for k, v in given.items() if v is not None})
+        if isinstance(output, tuple | list):
+            return output[0], output[1] if use_cache else None
+        return getattr(output, "last_hidden_state", output), getattr(output, "past_key_values", None)
+
+    @property
+    def head(self) -> paddle.nn.Layer:
+        """The layer that turns hidden states into logits."""
+        return self.lm.lm_head
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states [b, s, h] into logits [b, s, v]."""
+        return self.head(hidden)
+
+
+def causal_lm(model: paddle.nn.Layer) -> paddle.nn.Layer:
+    """Return the causal language model inside LoRA, prefix and data-parallel wrappers (the model itself when bare)."""
+    while isinstance(model, LoRAModel | PrefixModelForCausalLM | paddle.DataParallel):
+        model = model._layers if isinstance(model, paddle.DataParallel) else model.model
+    return model
+
+
+def decoder_of(model: paddle.nn.Layer) -> CausalDecoder:
+    """Return what runs a model, bare or inside LoRA, prefix and data-parallel wrappers, by its family's convention.
+
+    Raises:
+        ModelDirectoryError: the model's type is in no row of the family table.
+    """
+    lm, prefix, inner = causal_lm(model), None, model
+    while inner is not lm:
+        prefix = inner if isinstance(inner, PrefixModelForCausalLM) else prefix
+        inner = inner._layers if isinstance(inner, paddle.DataParallel) else inner.model
+    return family_of(lm.config).decoder_class()(lm, prefix)

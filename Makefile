@@ -5,6 +5,8 @@ VENV := .venv
 ORACLE := .venv-oracle
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 ORACLE_PIP := $(ORACLE)/bin/python -m pip install -qq --disable-pip-version-check
+# The whole suite is spread over the cores (tests/worker_processes.py); what ARGS names runs in one process.
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench clean
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/paddlesft demo
 
 test: $(VENV)/.installed $(ORACLE)/.installed
-	@$(VENV)/bin/python -m pytest --durations=15 $(ARGS)
+	@$(VENV)/bin/python -m pytest --durations=15 $(or $(ARGS),$(WORKERS))
 
 lint: $(VENV)/.installed
 	@$(VENV)/bin/ruff check .

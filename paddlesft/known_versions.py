@@ -65,6 +65,7 @@ EXTRAS = {
     ),
     "test": (
         Part("pytest", ">=8", "9.2.0", "runs the tests"),
+        Part("pytest-xdist", ">=3.5", "3.8.0", "runs them in several processes"),
         Part("hypothesis", ">=6", "6.170.15", "property tests"),
         Part("ruff", ">=0.6", "0.17.6", "lint"),
         Part("gguf", ">=0.17", "0.19.0", "reading GGUF model files"),

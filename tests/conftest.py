@@ -12,6 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.worker_processes import (  # noqa: F401  (hooks; before paddlesft sets the number of threads)
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+    pytest_xdist_setupnodes,
+)
+
 REPO = Path(__file__).resolve().parent.parent
 ORACLE_PYTHON = REPO / ".venv-oracle" / "bin" / "python"
 

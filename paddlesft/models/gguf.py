@@ -1,20 +1,17 @@
-"""GGUF files of the llama architecture -> a model directory.
-
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The weights are dequantised to float32 by the
-``gguf`` package. llama.cpp stores the rows of Q and K interleaved for its rotary embedding; that is undone here.
-"""
+"""GGUF files -> model directories. What differs between architectures is in ``gguf_architectures.py``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paddlesft.directories import new_directory, write_json
-from paddlesft.errors import EnvironmentProblem, ModelDirectoryError
+from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.gguf_architectures import HEAD, Architecture, Place, architecture_of
+from paddlesft.models.gguf_file import GGUFFile
 from paddlesft.models.gguf_tokenizer import write_tokenizer
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weights
@@ -22,84 +19,18 @@ from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weig
 logger = logging.getLogger("paddlesft")
 
 IMPORT_VERSION = 1  # raise when the same file would give another directory: cached imports are then made again
-ARCHITECTURE = "llama"
-BLOCK_TENSORS = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-OTHER_TENSORS = {
-    "token_embd.weight": "llama.embed_tokens.weight",
-    "output_norm.weight": "llama.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's long-context scaling; becomes a config entry, not a weight
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
-
-class GGUFFile:
-    """An open GGUF file: metadata by key, tensors by name, errors that name the file."""
-
-    def __init__(self, path: str | Path) -> None:
-        """Open and check a file.
-
-        Raises:
-            EnvironmentProblem: the ``gguf`` package is not installed.
-            ModelDirectoryError: there is no such file, it is no GGUF, or it is damaged.
-        """
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise ModelDirectoryError(f"{self.path} is not a file. Give the path of a .gguf file.")
-        with self.path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelDirectoryError(f"{self.path} is not a GGUF file: it begins with {magic!r} instead of b'GGUF'.")
-        try:
-            from gguf import GGUFReader
-        except ImportError as error:
-            raise EnvironmentProblem("Reading GGUF files needs the gguf package. Run: pip install gguf") from error
-        try:
-            reader = GGUFReader(self.path)
-            self.fields = {key: field.contents() for key, field in reader.fields.items()}
-            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        except Exception as error:  # the reader has no errors of its own: whatever numpy meets in a damaged file
-            raise ModelDirectoryError(
-                f"{self.path} is damaged or incomplete ({type(error).__name__}: {error}). Download or copy it again."
-            ) from error
-        self.architecture = self.fields.get("general.architecture")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a value of the architecture's own keys (``context_length`` for ``llama.context_length``)."""
-        return self.fields.get(f"{self.architecture}.{key}", default)
-
-    def require(self, key: str) -> Any:
-        """Return a value, or raise naming the key that the file lacks."""
-        value = self.fields.get(key) if "." in key and key in self.fields else self.get(key)
-        if value is None:
-            raise ModelDirectoryError(
-                f"{self.path} lacks the key {self.architecture}.{key}; the model is not complete."
-            )
-        return value
-
-    def array(self, name: str) -> np.ndarray:
-        """Return a tensor dequantised to float32, in torch's orientation."""
-        from gguf.quants import dequantize
-
-        tensor = self.tensors[name]
-        try:
-            return np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        except NotImplementedError as error:
-            raise ModelDirectoryError(
-                f"{self.path}: tensor {name} is stored as {tensor.tensor_type.name}, which the gguf package cannot "
-                "dequantise. Use a file of another quantisation (Q4_K_M, Q8_0, F16 ...)."
-            ) from error
+EMBEDDING = "token_embd.weight"
+OUTPUT = f"{HEAD}.weight"
+FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Rounding a matrix twice, to two quantisations, leaves them this close; unrelated matrices are 1.4 apart.
+SAME_MATRIX = 0.3
 
 
 def import_gguf(src: str | Path, dst: str | Path, overwrite: bool = False, dtype: str | None = None) -> Path:
     """Turn a GGUF file into a model directory, complete or not at all.
 
     Args:
-        src: a ``.gguf`` file of the llama architecture.
+        src: a ``.gguf`` file of one of ``ARCHITECTURES``.
         dst: the directory to create.
         overwrite: replace ``dst`` when it has content.
         dtype: float32, bfloat16 or float16; None keeps a 16-bit file's own and takes float32 for quantised ones.
@@ -128,18 +59,15 @@ def write_gguf_model(
         dtype: as for ``import_gguf``.
     """
     gguf = GGUFFile(src)
+    architecture = architecture_of(gguf)
     dtype = dtype or matrix_dtype(gguf)
-    config = model_config(gguf, dtype)
-    tensors = {
-        name: NewTensor(DTYPE[dtype], shape, make)
-        for name, (shape, make) in sorted(paddle_tensors(gguf, config).items())
-    }
+    config = model_config(gguf, architecture, dtype)
+    tensors = paddle_tensors(gguf, architecture, config, DTYPE[dtype])
     write_json(directory / "config.json", config)
-    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
-    write_json(directory / "generation_config.json", tokens)
-    write_tokenizer(gguf, directory)
-    write_weights(directory, tensors, PADDLE_LAYOUT)
-    stored = sorted({tensor.tensor_type.name for tensor in gguf.tensors.values()})
+    write_json(directory / "generation_config.json", token_ids(gguf, config))
+    write_tokenizer(gguf, directory, max_length=config.get(architecture.family.context_key))
+    write_weights(directory, dict(sorted(tensors.items())), PADDLE_LAYOUT)
+    stored = sorted({gguf.stored_type(name) for name in gguf.tensors})
     write_provenance(
         directory,
         kind="model",
@@ -158,159 +86,121 @@ def write_gguf_model(
 
 def matrix_dtype(gguf: GGUFFile) -> str:
     """Return the type in which a file's matrices lose nothing: its own 16-bit type, else float32."""
-    types = {tensor.tensor_type.name for tensor in gguf.tensors.values() if len(tensor.shape) == 2}
-    return {"F16": "float16", "BF16": "bfloat16"}.get(types.pop(), "float32") if len(types) == 1 else "float32"
+    types = {gguf.stored_type(name) for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
+    return FLOAT_TYPES.get(types.pop(), "float32") if len(types) == 1 else "float32"
 
 
-def model_config(gguf: GGUFFile, dtype: str = "float32") -> dict[str, Any]:
+def model_config(gguf: GGUFFile, architecture: Architecture, dtype: str = "float32") -> dict[str, Any]:
     """Make config.json's content from a file's metadata; nothing is assumed that the file says.
 
     Raises:
-        ModelDirectoryError: another architecture, a missing key, or a feature that the llama model here does not have.
+        ModelDirectoryError: a missing key, or a feature that the family's model here does not have.
     """
-    if gguf.architecture != ARCHITECTURE:
-        raise ModelDirectoryError(
-            f"{gguf.path} has the architecture {gguf.architecture!r}. Import covers: {ARCHITECTURE}. "
-            "Other models: use their Hugging Face directory or hub name."
-        )
-    heads = gguf.require("attention.head_count")
-    hidden = gguf.require("embedding_length")
-    head_dim = hidden // heads
-    for key, allowed in (
-        ("expert_count", (None, 0)),
-        ("attention.key_length", (None, head_dim)),
-        ("attention.value_length", (None, head_dim)),
-        ("rope.dimension_count", (None, head_dim)),
-    ):
-        if gguf.get(key) not in allowed:
-            raise ModelDirectoryError(
-                f"{gguf.path}: {ARCHITECTURE}.{key} is {gguf.get(key)}; the llama model here allows only {allowed[1]}."
-            )
+    sizes = architecture.config(gguf)
     tokens = gguf.fields.get("tokenizer.ggml.tokens")
-    rows = int(gguf.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in gguf.tensors else 0
+    rows = gguf.shape(EMBEDDING)[0] if EMBEDDING in gguf.tensors else 0
     if not tokens or len(tokens) != rows:
         raise ModelDirectoryError(
             f"{gguf.path}: the vocabulary has {len(tokens or [])} tokens, the embedding {rows} rows; they must agree."
         )
-    context = gguf.require("context_length")
+    family = architecture.family
+    bos, eos = (gguf.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.causal_lm],
+        "model_type": family.model_types[0],
         "vocab_size": len(tokens),
-        "hidden_size": hidden,
-        "intermediate_size": gguf.require("feed_forward_length"),
-        "num_hidden_layers": gguf.require("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": gguf.get("attention.head_count_kv", heads),
-        "max_position_embeddings": context,
-        "seq_length": context,
-        # stored as float32; rounding to 6 digits gives back the decimal that was meant (1e-05)
-        "rms_norm_eps": float(f"{gguf.require('attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_theta": float(gguf.get("rope.freq_base", 10000.0)),
-        **rope_scaling(gguf, head_dim),
-        "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in gguf.tensors,
-        "bos_token_id": gguf.fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": gguf.fields.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": gguf.fields.get(
-            "tokenizer.ggml.padding_token_id", gguf.fields.get("tokenizer.ggml.eos_token_id")
-        ),
+        **sizes,
+        "tie_word_embeddings": architecture.tied or OUTPUT not in gguf.tensors,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": gguf.fields.get("tokenizer.ggml.padding_token_id", eos),
         "dtype": dtype,
     }
 
 
-def rope_scaling(gguf: GGUFFile, head_dim: int) -> dict[str, Any]:
-    """Return the config entries of the file's position scaling (none, linear, or Llama 3's)."""
-    kind = gguf.get("rope.scaling.type", "none")
-    if kind == "linear":
-        return {"rope_scaling_type": "linear", "rope_scaling_factor": float(gguf.require("rope.scaling.factor"))}
-    if kind != "none":
-        raise ModelDirectoryError(
-            f"{gguf.path}: position scaling {kind!r} is not covered. Known: none, linear, llama3."
-        )
-    if ROPE_FACTORS not in gguf.tensors:
-        return {}
-    stored = gguf.array(ROPE_FACTORS)
-    entry = {"rope_type": "llama3", "factor": float(stored.max()), **LLAMA3_ROPE}
-    expected = llama3_factors(head_dim, float(gguf.get("rope.freq_base", 10000.0)), entry)
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
-        raise ModelDirectoryError(f"{gguf.path}: the factors in {ROPE_FACTORS} do not follow Llama 3's formula.")
-    return {"rope_scaling": entry}
-
-
-def llama3_factors(head_dim: int, theta: float, scaling: dict[str, Any]) -> np.ndarray:
-    """Return by what Llama 3.1 divides each rotary frequency, [head_dim / 2] (Llama 3 report, section 3.4.3)."""
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    context = scaling["original_max_position_embeddings"]
-    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
-    smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+def token_ids(gguf: GGUFFile, config: dict[str, Any]) -> dict[str, Any]:
+    """Return generation_config.json's content: a reply ends with the end of text or, in a chat, of the turn."""
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
+    turn = gguf.fields.get("tokenizer.ggml.eot_token_id")
+    if turn is not None and turn != config["eos_token_id"]:
+        ids["eos_token_id"] = [id for id in (config["eos_token_id"], turn) if id is not None]
+    return ids
 
 
 def paddle_tensors(
-    gguf: GGUFFile, config: dict[str, Any]
-) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+    gguf: GGUFFile, architecture: Architecture, config: dict[str, Any], code: str
+) -> dict[str, NewTensor]:
     """Name every weight as PaddleNLP does; arrays are made when they are asked for.
 
-    Returns:
-        name -> (shape in Paddle's layout, function that makes the float32 array).
+    Args:
+        gguf: the file.
+        architecture: its row.
+        config: content of config.json.
+        code: safetensors' name of the type to write.
 
     Raises:
         ModelDirectoryError: the file holds a tensor that has no place in the model, or lacks one.
     """
-    found: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
-    unknown = []
-    for name, tensor in gguf.tensors.items():
-        if name == ROPE_FACTORS:
-            continue
-        parts = name.split(".")
-        block = parts[0] == "blk" and len(parts) == 4 and parts[2] in BLOCK_TENSORS and parts[3] == "weight"
-        if not block and name not in OTHER_TENSORS:
-            unknown.append(name)
-            continue
-        target = f"llama.layers.{parts[1]}.{BLOCK_TENSORS[parts[2]]}.weight" if block else OTHER_TENSORS[name]
-        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(
-            parts[2] if block else ""
-        )
-        shape = tuple(int(n) for n in reversed(tensor.shape))
-        transposed = len(shape) == 2 and name != "token_embd.weight"
-        found[target] = (shape[::-1] if transposed else shape, _maker(gguf, name, heads, transposed))
-    if unknown:
-        raise ModelDirectoryError(
-            f"{gguf.path} holds {len(unknown)} tensors that the {ARCHITECTURE} architecture does not have here: "
-            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}."
-        )
-    expected = {
-        f"llama.layers.{i}.{part}.weight" for i in range(config["num_hidden_layers"]) for part in BLOCK_TENSORS.values()
-    }
-    expected |= {OTHER_TENSORS["token_embd.weight"], OTHER_TENSORS["output_norm.weight"]}
-    missing = sorted(expected - set(found))
-    if missing:
-        raise ModelDirectoryError(
-            f"{gguf.path} lacks {len(missing)} tensors ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})."
-        )
-    return found
+    places = architecture.places(config[architecture.family.num_layers_key])
+    unknown = [name for name in gguf.tensors if name not in places and name not in architecture.ignored]
+    missing = [name for name in places if name not in gguf.tensors and name != OUTPUT]
+    for names, verb, belonging in (
+        (unknown, "holds", f"that the {architecture.name} architecture does not have here"),
+        (missing, "lacks", f"of the {architecture.name} architecture"),
+    ):
+        if names:
+            rest = ", ..." if len(names) > 3 else ""
+            raise ModelDirectoryError(
+                f"{gguf.path} {verb} {len(names)} tensors {belonging}: {', '.join(names[:3])}{rest}."
+            )
+    if architecture.tied:
+        del places[OUTPUT]
+    tensors = {}
+    for name, place in places.items():
+        if name in gguf.tensors:
+            source = shared_matrix(gguf, architecture) if name == EMBEDDING else name
+            tensors |= placed_tensors(gguf, source, place, code)
+    return tensors
 
 
-def _maker(gguf: GGUFFile, name: str, heads: int | None, transposed: bool) -> Callable[[], np.ndarray]:
-    def make() -> np.ndarray:
-        array = gguf.array(name)
-        if heads:
-            array = rotate_half_order(array, heads)
-        return array.T if transposed else array
+def shared_matrix(gguf: GGUFFile, architecture: Architecture) -> str:
+    """Return which tensor is the embedding: some converters store the output matrix of tied models a second time.
 
-    return make
-
-
-def rotate_half_order(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Bring Q or K from llama.cpp's order (rotated pairs side by side) to that of a half-split rotary embedding.
-
-    Args:
-        rows: [heads * head_dim, hidden].
-        heads: number of heads in ``rows``.
-
-    Returns:
-        The same rows in the order of Hugging Face and Paddle.
+    Raises:
+        ModelDirectoryError: the model is tied, and the file has an output matrix of its own.
     """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    if not architecture.tied or OUTPUT not in gguf.tensors:
+        return EMBEDDING
+    embedding, output = gguf.array(EMBEDDING), gguf.array(OUTPUT)
+    if np.array_equal(embedding, output):
+        return EMBEDDING
+    quantised = {gguf.stored_type(name) for name in (EMBEDDING, OUTPUT)} - set(FLOAT_TYPES)
+    if not quantised or np.linalg.norm(embedding - output) > SAME_MATRIX * np.linalg.norm(output):
+        raise ModelDirectoryError(
+            f"{gguf.path}: {OUTPUT} differs from {EMBEDDING}; the {architecture.name} model here has one matrix "
+            "for both."
+        )
+    logger.warning(
+        "%s stores the embedding twice, as %s and as %s; the finer one of the output is taken for both.",
+        gguf.path, gguf.stored_type(EMBEDDING), gguf.stored_type(OUTPUT),
+    )  # fmt: skip
+    return OUTPUT
+
+
+def placed_tensors(gguf: GGUFFile, source: str, place: Place, code: str) -> dict[str, NewTensor]:
+    """Share a tensor's rows out to its targets, in Paddle's orientation."""
+    shape = gguf.shape(source)
+    transposed = place.transposed and len(shape) == 2
+    part = (shape[0] // len(place.targets), *shape[1:])
+
+    def make(index: int) -> np.ndarray:
+        rows = gguf.array(source)
+        if place.undo:
+            rows = place.undo(rows, gguf)
+        rows = rows[index * part[0] : (index + 1) * part[0]]
+        return rows.T if transposed else rows
+
+    return {
+        target: NewTensor(code, part[::-1] if transposed else part, lambda index=index: make(index))
+        for index, target in enumerate(place.targets)
+    }

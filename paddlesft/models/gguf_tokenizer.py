@@ -1,98 +1,68 @@
-"""The tokenizer inside a GGUF file -> tokenizer.json and tokenizer_config.json.
-
-Covers byte-level BPE (``tokenizer.ggml.model`` = "gpt2"). How text is cut before BPE is not stored as a rule but as a
-name (``tokenizer.ggml.pre``); the rules below are those of the published tokenizers of that name.
-"""
+"""The tokenizer inside a GGUF file -> tokenizer.json and tokenizer_config.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
-
-if TYPE_CHECKING:
-    from paddlesft.models.gguf import GGUFFile
+from paddlesft.models.gguf_bpe import byte_level_bpe
+from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_sentencepiece import sentencepiece_bpe
 
 CONTROL, USER_DEFINED = 3, 4  # token types of the format
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+KINDS = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe}  # value of tokenizer.ggml.model -> what builds it
+DESCRIBED = "'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"
 
 
-def pre_tokenizer(name: str) -> Any:
-    """Build the pre-tokenizer that ``tokenizer.ggml.pre`` names (one of ``PRE_TOKENIZERS``)."""
-    from tokenizers import Regex, pre_tokenizers
-
-    if name == "gpt-2":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name == "smollm":
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    split = LLAMA3_SPLIT if name == "llama-bpe" else QWEN2_SPLIT
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def write_tokenizer(gguf: GGUFFile, directory: Path) -> None:
+def write_tokenizer(gguf: GGUFFile, directory: Path, max_length: int | None) -> None:
     """Write the tokenizer files of a model directory.
+
+    Args:
+        gguf: the file.
+        directory: where to.
+        max_length: number of positions that the model knows; None without such a limit.
 
     Raises:
         ModelDirectoryError: the file's tokenizer is of another kind, or its parts are missing.
     """
     fields = gguf.fields
-    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2":
+    kind = fields.get("tokenizer.ggml.model")
+    if kind not in KINDS:
         raise ModelDirectoryError(
-            f"{gguf.path} has a tokenizer of kind {kind!r}; import covers 'gpt2' (byte-level BPE). "
+            f"{gguf.path} has a tokenizer of kind {kind!r}; import covers {DESCRIBED}. "
             "Use the model's Hugging Face directory instead."
         )
-    if pre not in PRE_TOKENIZERS:
-        raise ModelDirectoryError(
-            f"{gguf.path}: tokenizer.ggml.pre is {pre!r}; known: {', '.join(PRE_TOKENIZERS)}. "
-            "Use the model's Hugging Face directory instead."
-        )
-    tokens, merges = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.merges")
-    types = fields.get("tokenizer.ggml.token_type")
-    if not merges or not types or len(types) != len(tokens):
-        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's merges or token types are missing or incomplete.")
+    tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type")
+    if not types or len(types) != len(tokens):
+        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's token types are missing or incomplete.")
     added = [i for i, of in enumerate(types) if of in (CONTROL, USER_DEFINED)]
-    adds = [
-        (tokens[fields[f"tokenizer.ggml.{end}_token_id"]], fields[f"tokenizer.ggml.{end}_token_id"])
-        if fields.get(f"tokenizer.ggml.add_{end}_token")
-        else None
-        for end in ("bos", "eos")
-    ]
-    _write_bpe(directory / "tokenizer.json", tokens, merges, types, added, pre, adds)
+    tokenizer = KINDS[kind](gguf, tokens, types)
+    _add_tokens(tokenizer, tokens, types, added)
+    # Llama's models of SentencePiece begin every text with <s> unless the file says otherwise.
+    defaults = {"bos": kind == "llama", "eos": False}
+    adds = {end: bool(fields.get(f"tokenizer.ggml.add_{end}_token", default)) for end, default in defaults.items()}
+    _add_ends(tokenizer, tokens, {end: fields.get(f"tokenizer.ggml.{end}_token_id") for end in adds if adds[end]})
+    tokenizer.save(str(directory / "tokenizer.json"))
 
     def text(key: str) -> str | None:
         index = fields.get(f"tokenizer.ggml.{key}_token_id")
         return None if index is None else tokens[index]
 
+    ends = {"bos_token": text("bos"), "eos_token": text("eos"), "unk_token": text("unknown")}
     config = {
-        "tokenizer_class": "LlamaTokenizerFast",
-        "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
-        "add_eos_token": bool(fields.get("tokenizer.ggml.add_eos_token", False)),
-        "bos_token": text("bos"),
-        "eos_token": text("eos"),
-        "unk_token": text("unknown"),
+        # paddlenlp's LlamaTokenizerFast would invent what is missing of <s>, </s> and <unk>
+        "tokenizer_class": "LlamaTokenizerFast" if all(ends.values()) else "PreTrainedTokenizerFast",
+        "add_bos_token": adds["bos"],
+        "add_eos_token": adds["eos"],
+        **ends,
         "pad_token": text("padding") or text("eos"),
         "added_tokens_decoder": {str(i): _added(tokens[i], types[i] == CONTROL) for i in added},
-        "add_prefix_space": bool(fields.get("tokenizer.ggml.add_space_prefix", False)),
+        # transformers' LlamaTokenizerFast would rebuild a SentencePiece tokenizer that says this here, too
+        "add_prefix_space": None if kind == "llama" else bool(fields.get("tokenizer.ggml.add_space_prefix", False)),
         "clean_up_tokenization_spaces": False,
-        "model_max_length": gguf.require("context_length"),
+        "model_max_length": max_length,
         # a decoder has no use for token_type_ids, which paddlenlp would add
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",
@@ -102,35 +72,25 @@ def write_tokenizer(gguf: GGUFFile, directory: Path) -> None:
     write_json(directory / "tokenizer_config.json", content)
 
 
-def _write_bpe(
-    path: Path,
-    tokens: list[str],
-    merges: list[str],
-    types: list[int],
-    added: list[int],
-    pre: str,
-    adds: list[tuple[str, int] | None],
-) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+def _add_tokens(tokenizer: Any, tokens: list[str], types: list[int], added: list[int]) -> None:
+    """Make tokens that are found in the text before anything else; special ones are left out by decoding."""
+    from tokenizers import AddedToken
 
-    model = models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split(" ")) for merge in merges],
-        # Llama 3 takes whole words from the vocabulary before merging
-        ignore_merges=pre == "llama-bpe",
-    )
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer(pre)
-    tokenizer.decoder = decoders.ByteLevel()
     for index in added:
         special = types[index] == CONTROL
         token = AddedToken(tokens[index], special=special, normalized=False)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
-    if any(adds):
-        begin, end = adds
-        text = " ".join([*([begin[0]] if begin else []), "$A", *([end[0]] if end else [])])
-        tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=[a for a in adds if a])
-    tokenizer.save(str(path))
+
+
+def _add_ends(tokenizer: Any, tokens: list[str], ends: dict[str, int | None]) -> None:
+    """Put the token of ``ends["bos"]`` before every text and that of ``ends["eos"]`` behind it."""
+    from tokenizers import processors
+
+    known = {end: (tokens[index], index) for end, index in ends.items() if index is not None}
+    if known:
+        begin, close = known.get("bos"), known.get("eos")
+        text = " ".join([*([begin[0]] if begin else []), "$A", *([close[0]] if close else [])])
+        tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=list(known.values()))
 
 
 def _added(token: str, special: bool) -> dict[str, Any]:

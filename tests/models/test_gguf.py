@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from paddlesft.errors import EnvironmentProblem, ModelDirectoryError, UserError
-from paddlesft.models.gguf import import_gguf, llama3_factors, rotate_half_order
-from paddlesft.models.gguf_tokenizer import PRE_TOKENIZERS
+from paddlesft.models.gguf import import_gguf
+from paddlesft.models.gguf_architectures import half_split
+from paddlesft.models.gguf_bpe import PRE_TOKENIZERS
+from paddlesft.models.gguf_rope import llama3_factors
 from paddlesft.models.weights import read_weights
 from tests.models.test_against_torch import paddle_logits
 from tests.models.tiny_gguf import (
@@ -78,7 +80,7 @@ def test_types(stored: str, asked: str | None, written: str, tmp_path: Path) -> 
 
 def test_permutation_is_undone() -> None:
     rows = np.arange(HIDDEN * 3.0).reshape(HIDDEN, 3)
-    np.testing.assert_array_equal(rotate_half_order(interleave(rows, HEADS), HEADS), rows)
+    np.testing.assert_array_equal(half_split(interleave(rows, HEADS), HEADS), rows)
     assert not np.array_equal(interleave(rows, HEADS), rows)
 
 
@@ -132,18 +134,22 @@ def test_smollm2_tokenizer_against_transformers(smollm2: Path, oracle, tmp_path:
 
 
 REFUSALS = {
-    "other architecture": ({"architecture": "qwen2"}, r"architecture 'qwen2'. Import covers: llama"),
+    "other architecture": (
+        {"architecture": "falcon"},
+        r"architecture 'falcon'. Import covers: llama, qwen2, gpt2, bloom. Other models: use their Hugging Face",
+    ),
     "experts": ({"extra": {"expert_count": 8}}, r"llama.expert_count is 8; the llama model here allows only 0"),
     "head size": ({"extra": {"attention.key_length": 16}}, r"attention.key_length is 16; .* allows only 8"),
     "missing key": ({"skip": ("embedding_length",)}, r"lacks the key llama.embedding_length"),
-    "missing tensor": ({"skip": ("blk.1.ffn_up.weight",)}, r"lacks 1 tensors \(llama.layers.1.mlp.up_proj.weight\)"),
+    "missing tensor": ({"skip": ("blk.1.ffn_up.weight",)}, r"lacks 1 tensors of the llama architecture: blk.1.ffn_up.weight"),
     "unknown tensor": (
         {"extra_tensors": {"blk.0.attn_q.bias": np.zeros(32, np.float32)}},
         r"holds 1 tensors that the llama architecture does not have here: blk.0.attn_q.bias",
     ),
-    "sentencepiece": ({"tokenizer": "llama"}, r"tokenizer of kind 'llama'; import covers 'gpt2'"),
-    "pre-tokenizer": ({"pre": "falcon"}, r"tokenizer.ggml.pre is 'falcon'; known: gpt-2, smollm"),
-    "no merges": ({"skip": ("merges",)}, r"merges or token types are missing"),
+    "wordpiece": ({"tokenizer": "bert"}, r"tokenizer of kind 'bert'; import covers 'gpt2' .* and 'llama' .SentencePiece"),
+    "no scores": ({"tokenizer": "llama"}, r"the tokenizer's scores are missing"),
+    "pre-tokenizer": ({"pre": "falcon"}, r"tokenizer.ggml.pre is 'falcon'; known: gpt-2, smollm, llama-bpe, qwen2, bloom, default"),
+    "no merges": ({"skip": ("merges",)}, r"the tokenizer's merges are missing"),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def tiny_llama(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", tokenizer_from=smollm2)
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family name -> directory of its tiny random model (``tests/tiny_families.py``); each is written once."""
+    from tests.tiny_families import write_tiny_family
+
+    root = tmp_path_factory.mktemp("families")
+    return cache(lambda name: write_tiny_family(name, root / name))
 
 
 @pytest.fixture(scope="session")

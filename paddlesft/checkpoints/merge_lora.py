@@ -19,10 +19,11 @@ from paddlesft.checkpoints.verify import Comparison, compare_logits, logits_of, 
 from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import CheckpointError, ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
-from paddlesft.models.load import load_model, load_tokenizer, paddle_directory, quiet_paddlenlp
+from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.resolve import resolve_model
 from paddlesft.models.stored import stored_weights
+from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weights
 from paddlesft.tuning.lora import load_lora
 

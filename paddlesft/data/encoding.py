@@ -138,6 +138,8 @@ def added_token_ids(tokenizer: Any) -> dict[str, int]:
 def special_token_ids(tokenizer: Any) -> dict[str, int]:
     """Return the texts of a tokenizer's special tokens and their ids, added ones included."""
     texts = [str(token) for token in tokenizer.all_special_tokens]
+    named = {"eos_token": tokenizer.eos_token_id, "pad_token": tokenizer.pad_token_id}  # unset ones log an error
+    texts += [str(getattr(tokenizer, name)) for name, index in named.items() if index is not None]
     decoder = getattr(tokenizer, "added_tokens_decoder", None) or {}
     texts += [str(token) for token in decoder.values() if getattr(token, "special", False)]
     for holder in (tokenizer, getattr(tokenizer, "tokenizer", None)):  # QWen and ChatGLM keep tables of their own

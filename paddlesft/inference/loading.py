@@ -12,9 +12,10 @@ from paddlesft.data.templates import load_template
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
-from paddlesft.models.load import load_model, load_tokenizer, quiet_paddlenlp
+from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.resolve import resolve_model
+from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.tuning.lora import load_lora
 from paddlesft.tuning.prefix import load_prefix
 

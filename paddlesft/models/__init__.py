@@ -16,7 +16,7 @@ EXPORTS = {
     "import_gguf": "gguf",
     "load_config": "load",
     "load_model": "load",
-    "load_tokenizer": "load",
+    "load_tokenizer": "tokenizers",
     "read_provenance": "provenance",
     "resolve_model": "resolve",
     "save_model_directory": "load",

@@ -12,6 +12,7 @@ from paddlesft.errors import ModelDirectoryError
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken",
+    "ice_text.model", "cog-pretrain.model", "vocab.txt",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
 

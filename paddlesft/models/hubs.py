@@ -25,7 +25,7 @@ BOS_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "model_state
 BOS_NAMES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "sentencepiece.bpe.model", "qwen.tiktoken",
-    "chat_template.json",
+    "ice_text.model", "cog-pretrain.model", "chat_template.json",
 )  # fmt: skip
 
 HUGGING_FACE = Hub("Hugging Face", "HF_TOKEN", "HF_ENDPOINT")

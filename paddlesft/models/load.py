@@ -1,19 +1,17 @@
-"""Model directories -> tokenizer, config and model, and back."""
+"""Model directories -> config and model, and back; ``tokenizers.py`` loads their tokenizers."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import paddle
-from paddlenlp.transformers import AutoTokenizer, PretrainedTokenizerFast
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
+from paddlesft.models.directory import copy_tokenizer, read_config
 from paddlesft.models.families import family_of
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
@@ -21,51 +19,6 @@ from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 logger = logging.getLogger("paddlesft")
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def load_tokenizer(directory: str | Path) -> Any:
-    """Load the tokenizer of a model directory.
-
-    Returns:
-        A PaddleNLP tokenizer; it pads on the left, has a pad token, and returns input_ids and attention_mask.
-
-    Raises:
-        ModelDirectoryError: there are no tokenizer files, or they cannot be read.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ModelDirectoryError(f"{directory} is not a directory. Give the path of a model directory.")
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelDirectoryError(
-            f"{directory} holds no tokenizer (tokenizer.json, tokenizer.model, ...). "
-            "Copy the tokenizer files of the base model into it, or name them with tokenizer_name_or_path."
-        )
-    try:
-        with quiet_paddlenlp():
-            tokenizer = _tokenizer_class(directory).from_pretrained(str(directory))
-    except Exception as error:  # paddlenlp raises anything from KeyError to OSError here
-        raise ModelDirectoryError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
-    tokenizer.padding_side = "left"
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    template = directory / "chat_template.jinja"
-    if template.is_file() and tokenizer.chat_template is None:
-        tokenizer.init_chat_template(template.read_text(encoding="utf-8"))  # where newer transformers keep it
-    return tokenizer
-
-
-def _tokenizer_class(directory: Path) -> Any:
-    """Choose the class: tokenizer.json is exact as it is, where the slow classes differ on special tokens and code."""
-    path = directory / "tokenizer_config.json"
-    name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.is_file() else ""
-    if (directory / "tokenizer.json").is_file():
-        import paddlenlp.transformers as zoo
-
-        # Hugging Face's class names (GPT2Tokenizer, PreTrainedTokenizerFast) are unknown to paddlenlp
-        known = name.endswith("Fast") and hasattr(zoo, name)
-        return getattr(zoo, name) if known else PretrainedTokenizerFast
-    return AutoTokenizer
 
 
 def load_config(directory: str | Path) -> Any:
@@ -134,9 +87,7 @@ def _check_complete(model: Any, directory: Path) -> None:
     stored, _ = read_weights(directory)
     if not stored:
         return  # .pdparams: paddlenlp has compared the names
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if getattr(model.config, "tie_word_embeddings", False):
-        wanted.pop("lm_head.weight", None)  # the embedding under a second name
+    wanted = without_second_names(model)
     missing = sorted(set(wanted) - set(stored))
     if missing:
         raise ModelDirectoryError(
@@ -187,8 +138,7 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    tied = getattr(model.config, "tie_word_embeddings", False)
-    state = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    state = without_second_names(model)
     with quiet_paddlenlp():
         model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
@@ -198,6 +148,13 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
     write_provenance(
         directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
     )
+
+
+def without_second_names(model: Any) -> dict[str, Any]:
+    """Return a model's weights by name, each once: a head that is the embedding too has the embedding's name only."""
+    state = model.state_dict()
+    first_of = {id(value): name for name, value in reversed(state.items())}
+    return {name: value for name, value in state.items() if first_of[id(value)] == name}
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from paddlesft.data.report import DataReport, first_sample_view
 from paddlesft.data.templates import load_template
 from paddlesft.errors import ConfigError
 from paddlesft.models.families import family_of
-from paddlesft.models.load import load_config, load_tokenizer
+from paddlesft.models.load import load_config
 from paddlesft.models.resolve import resolve_model
+from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.training.weights_io import TextSide
 
 if TYPE_CHECKING:

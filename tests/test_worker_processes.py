@@ -51,6 +51,23 @@ def test_the_shared_fixtures_are_session_fixtures() -> None:
         assert re.search(rf'^@pytest.fixture\(scope="session"\)\ndef {name}\(', text, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "test, group",
+    [
+        ("test_a.py::test_it[glm-full]", "family glm"),
+        ("test_b.py::test_it[lora-chatglm_v2]", "family chatglm_v2"),
+        ("test_b.py::test_it[full-glm4]", "test_b.py"),
+        ("test_b.py::test_it", "test_b.py"),
+    ],
+)
+def test_tests_of_families_are_grouped_by_the_family_in_their_parameters(tmp_path: Path, test: str, group: str) -> None:
+    folder = tmp_path / worker_processes.FAMILY_TESTS
+    folder.mkdir(parents=True)
+    (folder / "test_b.py").write_text("")
+    expected = group if group.startswith("family") else str(folder / group)
+    assert worker_processes.group_of(worker_processes.FAMILY_TESTS + test, tmp_path) == expected
+
+
 def test_files_and_shared_fixtures_stay_in_one_worker_and_slow_ones_come_first(tmp_path: Path) -> None:
     """With the options of ``make test``; they group nothing any more if pytest-xdist stops asking ``_split_scope``."""
     seen = tmp_path / "seen.txt"

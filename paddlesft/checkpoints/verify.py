@@ -77,7 +77,7 @@ def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
 
     Args:
         model: a causal language model, plain or with an adapter.
-        prompts: token ids.
+        prompts: token ids; a family whose prompts need marks of their own gets them added.
 
     Returns:
         One float32 array [s, v] per prompt.
@@ -90,7 +90,7 @@ def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     decoder, found = decoder_of(model), []
     with paddle.no_grad():
         for ids in prompts:
-            hidden, _ = decoder.run(paddle.to_tensor([list(ids)]))
+            hidden, _ = decoder.run(paddle.to_tensor([decoder.as_prompt(ids)]))
             found.append(decoder.logits(hidden)[0].astype("float32").numpy())
     return found
 

@@ -10,6 +10,7 @@ Families that differ have a subclass each in a file of this room, which override
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import paddle
@@ -61,6 +62,8 @@ class CausalDecoder:
         """
         if cache is None and self.prefix is not None:
             cache = self.prefix._get_past_key_values(input_ids.shape[0])
+            if position_ids is None:  # some models would count the prefix: training has to count as generation does
+                position_ids = self.positions(input_ids, paddle.ones_like(input_ids) if mask is None else mask)
         if segment_ids is not None:
             attention_mask = self.packed_attention_mask(segment_ids)
         else:
@@ -111,6 +114,10 @@ class CausalDecoder:
         if isinstance(output, tuple | list):
             return output[0], output[1] if use_cache else None
         return getattr(output, "last_hidden_state", output), getattr(output, "past_key_values", None)
+
+    def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
+        """Return any token ids in a form that the family can read, to compare models on; here as they are."""
+        return list(token_ids)
 
     @property
     def head(self) -> paddle.nn.Layer:

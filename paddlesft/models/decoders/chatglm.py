@@ -1,0 +1,38 @@
+"""ChatGLM-6B: a blank-filling decoder with rotary positions; hidden states and cache have the tokens on axis 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import paddle
+
+from paddlesft.models.decoders.blank_filling import BlankFillingDecoder
+
+
+class ChatGLMDecoder(BlankFillingDecoder):
+    """Runs ``ChatGLMModel``; the cache is a list of (keys, values), each [p, b, heads, head size]."""
+
+    marks = "[gMASK]<sop>"
+
+    @property
+    def start_id(self) -> int:
+        """Id of ``<sop>``."""
+        return self.lm.config.bos_token_id
+
+    @property
+    def blank_ids(self) -> Sequence[Sequence[int]]:
+        """Ids of ``[gMASK]`` and, where that is absent, ``[MASK]``."""
+        return [self.lm.config.gmask_token_id], [self.lm.config.mask_token_id]
+
+    def call(
+        self,
+        input_ids: paddle.Tensor,
+        attention_mask: paddle.Tensor | None,
+        position_ids: paddle.Tensor | None,
+        cache: Any,
+        use_cache: bool,
+    ) -> tuple[paddle.Tensor, Any]:
+        """Call the decoder; see ``CausalDecoder.call``."""
+        hidden, cache = super().call(input_ids, attention_mask, position_ids, cache, use_cache)
+        return hidden.transpose([1, 0, 2]), cache

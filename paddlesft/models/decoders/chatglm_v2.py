@@ -1,0 +1,54 @@
+"""ChatGLM2-6B and ChatGLM3-6B: causal, hidden states and cache have the tokens on axis 0, the head is in the decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddlesft.errors import ConfigError, DataError
+from paddlesft.models.decoders.causal import CausalDecoder
+
+
+class ChatGLMv2Decoder(CausalDecoder):
+    """Runs ``ChatGLMv2Model``; the cache is a tuple of (keys, values), each [p, b, groups, head size]."""
+
+    def call(
+        self,
+        input_ids: paddle.Tensor,
+        attention_mask: paddle.Tensor | None,
+        position_ids: paddle.Tensor | None,
+        cache: Any,
+        use_cache: bool,
+    ) -> tuple[paddle.Tensor, Any]:
+        """Call the decoder; see ``CausalDecoder.call``.
+
+        Raises:
+            ConfigError: flash attention, which would mix up the rows of a batch.
+            DataError: more tokens than there are rotary positions.
+        """
+        config = self.lm.config
+        if config.use_flash_attention:
+            raise ConfigError(
+                "use_flash_attention: true, but PaddleNLP's flash attention mixes up the rows of a batch in ChatGLM2 "
+                "and ChatGLM3. Set use_flash_attention to false."
+            )
+        if input_ids.shape[1] > config.max_sequence_length:
+            raise DataError(
+                f"A row has {input_ids.shape[1]} tokens, more than the {config.max_sequence_length} positions of this "
+                "model (max_sequence_length in its config.json). Lower max_length."
+            )
+        # without use_cache the layers would overlook a cache they are given, and with it a tuned prefix
+        hidden, new_cache = super().call(
+            input_ids, attention_mask, position_ids, cache, use_cache=use_cache or cache is not None
+        )
+        return hidden.transpose([1, 0, 2]), new_cache if use_cache else None
+
+    @property
+    def head(self) -> paddle.nn.Layer:
+        """The layer that turns hidden states into logits."""
+        return self.body.output_layer
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states [b, s, h] into logits [b, s, v]."""
+        return self.head(hidden.transpose([1, 0, 2]))

@@ -9,6 +9,11 @@ from paddlesft.models.family import LLAMA_LORA_TARGETS, Family
 
 GLM_LORA_TARGETS = (".*query_key_value.*", ".*dense.*", ".*dense_h_to_4h.*", ".*dense_4h_to_h.*")
 
+PADDLE_MIRRORS = (
+    "they are published as pickles, with code of their own that is no part of transformers. Take PaddleNLP's copy of "
+    "the model, which is in Paddle's layout already: bos:NAME, for example bos:THUDM/chatglm-6b."
+)
+
 FAMILIES = (
     Family(
         name="llama",
@@ -20,8 +25,7 @@ FAMILIES = (
         base_prefix="llama",
         lora_target_modules=LLAMA_LORA_TARGETS,
         packing=True,
-        hf_architecture="LlamaForCausalLM",
-        hf_import=True,
+        hf_layout="paddlesft.models.hf_layouts.llama:LAYOUT",
         status="tested",
     ),
     Family(
@@ -36,7 +40,7 @@ FAMILIES = (
         prefix_postprocess="paddlenlp.peft.prefix:qwen_postprocess_past_key_value",
         packing=True,
         chat_template="qwen",
-        hf_architecture="Qwen2ForCausalLM",
+        hf_layout="paddlesft.models.hf_layouts.qwen2:LAYOUT",
     ),
     Family(
         name="mistral",
@@ -49,7 +53,9 @@ FAMILIES = (
         prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
         packing=True,
         chat_template="llama2",
-        hf_architecture="MistralForCausalLM",
+        fixes=("paddlesft.quirks.mistral_padding_embedding:embed_padding",),
+        hf_layout="paddlesft.models.hf_layouts.mistral:LAYOUT",
+        window_key="sliding_window",
         cache_sequence_axis=2,
     ),
     Family(
@@ -62,7 +68,9 @@ FAMILIES = (
         base_prefix="gemma",
         lora_target_modules=LLAMA_LORA_TARGETS,
         packing=True,
-        hf_architecture="GemmaForCausalLM",
+        config_fixes=("paddlesft.quirks.gemma_activation:name_activation",),
+        fixes=("paddlesft.quirks.gemma_activation:follow_activation",),
+        hf_layout="paddlesft.models.hf_layouts.gemma:LAYOUT",
     ),
     Family(
         name="bloom",
@@ -73,9 +81,10 @@ FAMILIES = (
         base_prefix="bloom",
         lora_target_modules=GLM_LORA_TARGETS,
         prefix_postprocess="paddlenlp.peft.prefix:bloom_postprocess_past_key_value",
-        positions="ALiBi",
-        hf_base_prefix="transformer",
-        hf_architecture="BloomForCausalLM",
+        decoder="paddlesft.models.decoders.bloom:BloomDecoder",
+        positions="ALiBi (no limit)",
+        packing=True,
+        hf_layout="paddlesft.models.hf_layouts.bloom:LAYOUT",
         num_layers_key="n_layer",
         num_heads_key="n_head",
         num_kv_heads_key=None,
@@ -92,9 +101,11 @@ FAMILIES = (
         lora_target_modules=(
             ".*qkv_proj.*", ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*linear1.*", ".*linear2.*", ".*out_proj.*",
         ),
-        positions="learned",
-        hf_base_prefix="transformer",
-        hf_architecture="GPT2LMHeadModel",
+        decoder="paddlesft.models.decoders.gpt:GPTDecoder",
+        positions="learned; none beyond max_position_embeddings",
+        learned_positions=True,
+        packing=True,
+        hf_layout="paddlesft.models.hf_layouts.gpt:LAYOUT",
         num_kv_heads_key=None,
     ),
     Family(
@@ -108,8 +119,13 @@ FAMILIES = (
             ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*qkv_proj.*", ".*out_proj.*", ".*linear1.*", ".*linear2.*",
             ".*project_in.*", ".*project_out.*",
         ),
-        positions="learned",
-        hf_architecture="OPTForCausalLM",
+        decoder="paddlesft.models.decoders.opt:OPTDecoder",
+        positions="learned; none beyond max_position_embeddings",
+        learned_positions=True,
+        prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
+        fixes=("paddlesft.quirks.opt_tied_head:tie_head",),
+        packing=True,
+        hf_layout="paddlesft.models.hf_layouts.opt:LAYOUT",
         num_kv_heads_key=None,
         cache_sequence_axis=2,
     ),
@@ -122,12 +138,14 @@ FAMILIES = (
         pipe_class="QWenForCausalLMPipe",
         base_prefix="qwen",
         lora_target_modules=(
-            ".*attn.c_attn.*", ".*attn.c_proj.*", ".*mlp.w1.*", ".*mlp.w2.*", ".*mlp.c_proj.*",
+            ".*attn.c_attn.*", ".*attn.c_proj.*", ".*mlp.w1.*", ".*mlp.w2.*", ".*mlp.gate_up_fused_proj.*",
+            ".*mlp.c_proj.*",
         ),
         prefix_postprocess="paddlenlp.peft.prefix:qwen_postprocess_past_key_value",
+        decoder="paddlesft.models.decoders.qwen:QWenDecoder",
         chat_template="qwen",
-        hf_base_prefix="transformer",
-        hf_architecture="QWenLMHeadModel",
+        packing=True,
+        hf_layout="paddlesft.models.hf_layouts.qwen:LAYOUT",
         num_kv_heads_key=None,
     ),
     Family(
@@ -139,10 +157,16 @@ FAMILIES = (
         base_prefix="chatglm",
         lora_target_modules=GLM_LORA_TARGETS,
         prefix_postprocess="paddlenlp.peft.prefix:chatglm_postprocess_past_key_value",
-        positions="rotary, two-dimensional",
+        decoder="paddlesft.models.decoders.chatglm:ChatGLMDecoder",
+        positions="rotary, two-dimensional: where the blank is, how far behind it",
+        packing=True,
         one_reply_per_row=True,
-        hf_base_prefix="transformer",
-        hf_architecture="ChatGLMModel",
+        tokenizers=(
+            "ice_text.model (SentencePiece): puts [gMASK]<sop> behind a prompt; <eop> ends a reply; line breaks, tabs "
+            "and runs of spaces are tokens of their own",
+        ),
+        chat_template="chatglm",
+        hf_refusal=PADDLE_MIRRORS,
         num_kv_heads_key=None,
         context_key="max_sequence_length",
         cache_batch_axis=1,
@@ -151,7 +175,8 @@ FAMILIES = (
     Family(
         name="chatglm_v2",
         title="ChatGLM2-6B, ChatGLM3-6B",
-        model_types=("chatglm_v2",),
+        model_types=("chatglm_v2", "chatglm"),
+        config_mark="multi_query_group_num",
         causal_lm="ChatGLMv2ForCausalLM",
         config_class="ChatGLMv2Config",
         pipe_class="ChatGLMv2ForCausalLMPipe",
@@ -160,9 +185,12 @@ FAMILIES = (
             ".*query.*", ".*key.*", ".*value.*", ".*dense.*", ".*dense_h_to_4h.*", ".*dense_4h_to_h.*",
         ),
         prefix_postprocess="paddlenlp.peft.prefix:chatglm_postprocess_past_key_value",
+        decoder="paddlesft.models.decoders.chatglm_v2:ChatGLMv2Decoder",
+        positions="rotary, on half of each head",
+        packing=True,
+        tokenizers=("tokenizer.model (SentencePiece): puts [gMASK]sop before a text; </s> ends a reply",),
         chat_template="chatglm2",
-        hf_base_prefix="transformer",
-        hf_architecture="ChatGLMForConditionalGeneration",
+        hf_layout="paddlesft.models.hf_layouts.chatglm_v2:LAYOUT",
         num_kv_heads_key="multi_query_group_num",
         context_key="max_sequence_length",
         cache_batch_axis=1,
@@ -176,19 +204,34 @@ FAMILIES = (
         config_class="GLMConfig",
         base_prefix="glm",
         lora_target_modules=GLM_LORA_TARGETS,
-        positions="learned, two-dimensional",
+        decoder="paddlesft.models.decoders.glm:GLMDecoder",
+        positions="learned, two-dimensional: where the blank is, how far behind it",
+        prefix_postprocess="paddlesft.models.decoders.glm:prefix_hidden_states",
+        prefix_states_per_layer=1,
+        packing=True,
         one_reply_per_row=True,
-        hf_base_prefix="glm",
+        tokenizers=(
+            "GPT-2's vocab.json and merges.txt with added_tokens.json (glm-2b, glm-10b)",
+            "cog-pretrain.model (SentencePiece; glm-large-chinese, glm-10b-chinese)",
+            "each puts [CLS] before and <|endoftext|> behind a text; <|endofpiece|> ends a reply",
+        ),
+        chat_template="glm",
+        needs_template=True,
+        token_ids=(
+            ("sop_token_id", "<|startofpiece|>"), ("eop_token_id", "<|endofpiece|>"), ("gmask_token_id", "[gMASK]"),
+            ("smask_token_id", "[sMASK]"), ("mask_token_id", "[MASK]"),
+        ),
         num_layers_key="num_layers",
         num_kv_heads_key=None,
         context_key="max_sequence_length",
+        hf_refusal=PADDLE_MIRRORS,
     ),
 )  # fmt: skip
 
 
 def known_model_types() -> list[str]:
     """Return every ``model_type`` of the table, sorted."""
-    return sorted(kind for family in FAMILIES for kind in family.model_types)
+    return sorted({kind for family in FAMILIES for kind in family.model_types})
 
 
 def family_named(name: str) -> Family:
@@ -211,9 +254,11 @@ def family_of(config: Any, where: str = "config.json") -> Family:
         ModelDirectoryError: the model's type is in no row.
     """
     config = getattr(config, "config", config)
-    kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    for family in FAMILIES:
-        if kind in family.model_types:
+    entries = config if isinstance(config, dict) else vars(config) | {"model_type": getattr(config, "model_type", None)}
+    kind = entries.get("model_type")
+    rows = [family for family in FAMILIES if kind in family.model_types]
+    for family in sorted(rows, key=lambda family: family.config_mark is None):  # those with a mark first
+        if family.config_mark is None or family.config_mark in entries or family.name == kind:
             return family
     found = f"model_type {kind!r}" if kind else "no model_type"
     raise ModelDirectoryError(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from paddlesft.errors import ModelDirectoryError
+
 LLAMA_LORA_TARGETS = (
     ".*q_proj.*", ".*k_proj.*", ".*v_proj.*", ".*o_proj.*", ".*qkv_proj.*",
     ".*gate_proj.*", ".*up_proj.*", ".*down_proj.*", ".*gate_up_fused_proj.*",
@@ -27,6 +29,7 @@ class Family:
         name: the family's name in messages, docs, tests and ``configs/<name>/``.
         title: the models people know it by.
         model_types: values of ``model_type`` in config.json that belong to it.
+        config_mark: an entry of config.json that tells it from another family of the same ``model_type``.
         causal_lm: class of ``paddlenlp.transformers`` that computes logits.
         config_class: its config class there.
         pipe_class: its pipeline-parallel class there; None where paddlenlp has none.
@@ -34,23 +37,31 @@ class Family:
         lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
         decoder: ``module:class`` that calls the decoder, see ``models/decoders``: attention, positions, cache.
         positions: how the model knows where a token stands, in words (for tables and docs).
+        learned_positions: positions are rows of a table of ``context_key`` rows: there is nothing beyond.
         prefix_tuning: keys and values can be put in front of every layer's own.
         prefix_postprocess: ``module:function`` that brings prefix keys/values into the family's cache layout.
         prefix_refusal: why not, where ``prefix_tuning`` is false.
+        prefix_states_per_layer: what a prefix puts before each layer: 2 for keys and values, 1 where the layers cache
+            the hidden states they are given.
         packing: packed rows (block-diagonal mask, restarting positions) are exact.
         packing_refusal: why not, where ``packing`` is false.
         one_reply_per_row: the prompt attends in both directions, so that a row can train its last reply only.
         tokenizers: each kind of tokenizer that its models come with, and what to mind about it.
         chat_template: built-in template for tokenizers that bring none.
+        needs_template: a text without the marks of a template is no prompt, so that ``chat_template`` is the default.
+        token_ids: (config attribute, token) of special tokens that the decoder looks for; taken from the tokenizer in
+            the model's directory where config.json lacks them.
         tensor_parallel: paddlenlp has the mapping that splits its tensors.
         quantization: what PaddleSlim's layers cover, in words; empty where unknown.
-        hf_base_prefix: first part of the tensors' names in a Hugging Face directory.
-        hf_architecture: value of ``architectures`` in a Hugging Face config.json.
-        hf_import: Hugging Face directories can be converted (see hugging_face.py).
+        hf_layout: ``module:name`` of the ``Layout`` of its Hugging Face directories, which are converted by it; None:
+            they cannot be.
+        hf_refusal: why not, and what to do instead, where ``hf_layout`` is None.
         num_layers_key: the config's attribute for the number of decoder layers.
         num_heads_key: the config's attribute for the number of query heads.
         num_kv_heads_key: the config's attribute for the number of key/value heads; None when all heads have their own.
         context_key: the config's attribute for the number of positions the model knows; None without such a limit.
+        window_key: the config's attribute for a window of attention that paddlenlp ignores: up to that many tokens
+            attention to everything is the same, so that they are the context.
         cache_batch_axis: axis of the rows in cached tensors.
         cache_sequence_axis: axis of the tokens in cached tensors.
         config_fixes: ``module:function``s called with the config before the model is built.
@@ -65,26 +76,31 @@ class Family:
     config_class: str
     base_prefix: str
     lora_target_modules: tuple[str, ...]
+    config_mark: str | None = None
     pipe_class: str | None = None
     decoder: str = "paddlesft.models.decoders.causal:CausalDecoder"
     positions: str = "rotary"
+    learned_positions: bool = False
     prefix_tuning: bool = True
     prefix_postprocess: str = "paddlenlp.peft.prefix:llama_postprocess_past_key_value"
     prefix_refusal: str = ""
+    prefix_states_per_layer: int = 2
     packing: bool = False
     packing_refusal: str = ""
     one_reply_per_row: bool = False
     tokenizers: tuple[str, ...] = ()
     chat_template: str = "plain"
+    needs_template: bool = False
+    token_ids: tuple[tuple[str, str], ...] = ()
     tensor_parallel: bool = True
     quantization: str = ""
-    hf_base_prefix: str = "model"
-    hf_architecture: str | None = None
-    hf_import: bool = False
+    hf_layout: str | None = None
+    hf_refusal: str = ""
     num_layers_key: str = "num_hidden_layers"
     num_heads_key: str = "num_attention_heads"
     num_kv_heads_key: str | None = "num_key_value_heads"
     context_key: str | None = "max_position_embeddings"
+    window_key: str | None = None
     cache_batch_axis: int = 0
     cache_sequence_axis: int = 1
     config_fixes: tuple[str, ...] = ()
@@ -106,7 +122,13 @@ class Family:
 
     def context_length(self, config: Any) -> int | None:
         """Return how many tokens a prompt and its reply may have together; None where the config does not say."""
-        return (getattr(config, self.context_key, None) if self.context_key else None) or None
+        limits = [getattr(config, key, None) for key in (self.context_key, self.window_key) if key]
+        return min((limit for limit in limits if limit), default=None)
+
+    @property
+    def default_template(self) -> str:
+        """The template of a run that names none, for tokenizers that bring none."""
+        return self.chat_template if self.needs_template else "plain"
 
     def head_dim(self, config: Any) -> int:
         """Return the size of one attention head."""
@@ -119,6 +141,18 @@ class Family:
     def decoder_class(self) -> Callable[..., Any]:
         """Import and return the class that ``decoder`` names."""
         return imported(self.decoder)
+
+    def hugging_face_layout(self) -> Any:
+        """Import and return the ``Layout`` that ``hf_layout`` names.
+
+        Raises:
+            ModelDirectoryError: directories of this family cannot be converted.
+        """
+        if self.hf_layout is None:
+            raise ModelDirectoryError(
+                f"Models of the family {self.name} cannot be converted from or to Hugging Face: {self.hf_refusal}"
+            )
+        return imported(self.hf_layout)
 
     def fix_config(self, config: Any) -> None:
         """Apply ``config_fixes`` to a PaddleNLP config, in place."""

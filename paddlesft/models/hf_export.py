@@ -6,23 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.directory import copy_tokenizer, read_config
-from paddlesft.models.families import Family, family_of
-from paddlesft.models.hugging_face import IGNORED_ENDINGS, name_pairs
+from paddlesft.models.directory import copy_tokenizer
+from paddlesft.models.families import family_of
+from paddlesft.models.hf_layouts.layout import HEAD, Layout
+from paddlesft.models.hf_layouts.tensor_pairs import hugging_face_tensors
 from paddlesft.models.load import load_config, paddle_directory
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.weights import TORCH_LAYOUT, NewTensor, write_weights
 
-# What transformers reads for this architecture; everything else in config.json is Paddle's own.
-CONFIG_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act", "initializer_range", "tie_word_embeddings",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
-SCALING_NAMES = {"linear": "linear", "dynamic_ntk": "dynamic"}
+# Under these names a tied model may store its embedding a second time.
+SECOND_COPIES = (HEAD, "lm_head.decoder_weight", "lm_head.decoder.weight")
 
 
 def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False) -> Path:
@@ -41,11 +39,11 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
     """
     src = paddle_directory(src)
     config = load_config(src)
-    family = family_of(config)
+    layout = family_of(config).hugging_face_layout()
+    content = layout.hugging_face_config(config)
     stored = stored_weights(src)
-    tensors = torch_tensors(family, config, stored, src)
+    tensors = torch_tensors(layout, config, stored, src)
     with new_directory(dst, overwrite=overwrite) as scratch:
-        content = hugging_face_config(config, family)
         write_json(scratch / "config.json", content)
         ids = {
             key: content[key]
@@ -66,49 +64,42 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
     return Path(dst)
 
 
-def hugging_face_config(config: Any, family: Family) -> dict[str, Any]:
-    """Make the content of a Hugging Face config.json from a PaddleNLP config."""
-    out = {"architectures": [family.hf_architecture], "model_type": family.model_types[0]}
-    out |= {key: getattr(config, key) for key in CONFIG_KEYS if getattr(config, key, None) is not None}
-    out |= {"hidden_act": out.get("hidden_act", "silu"), "attention_bias": False, "mlp_bias": False}
-    out["torch_dtype"] = str(config.dtype or "float32")
-    if getattr(config, "rope_scaling", None):
-        out["rope_scaling"] = config.rope_scaling
-    elif config.rope_scaling_type:
-        if config.rope_scaling_type not in SCALING_NAMES:
-            raise ModelDirectoryError(
-                f"rope_scaling_type {config.rope_scaling_type!r} has no Hugging Face counterpart here. "
-                f"Known: {', '.join(SCALING_NAMES)}, llama3."
-            )
-        kind = SCALING_NAMES[config.rope_scaling_type]
-        out["rope_scaling"] = {"rope_type": kind, "type": kind, "factor": config.rope_scaling_factor}
-    return out
+def torch_tensors(layout: Layout, config: Any, stored: dict[str, NewTensor], src: Path) -> dict[str, NewTensor]:
+    """Name and orient the tensors of a model directory as Hugging Face does.
 
+    Args:
+        layout: the family's.
+        config: the model's PaddleNLP config.
+        stored: the model's tensors.
+        src: named in errors.
 
-def torch_tensors(family: Family, config: Any, stored: dict[str, NewTensor], src: Path) -> dict[str, NewTensor]:
-    """Name and orient the tensors of a model directory as Hugging Face does."""
-    pairs = [pair for pair in name_pairs(family, {**read_config(src), **_sizes(config)})]
-    pairs = [pair for pair in pairs if not pair[0].endswith(IGNORED_ENDINGS)]
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    wanted = {target for _, target, _ in pairs}
-    wrong = sorted(wanted ^ (set(stored) - tied))
+    Raises:
+        ModelDirectoryError: tensors are missing or without a counterpart, or a tied head differs from the embedding.
+    """
+    entries = config.to_dict()
+    pairs = layout.tensor_pairs(entries)
+    paddle_names = {pair.paddle for pair in pairs}
+    wrong = sorted(paddle_names ^ {name for name in stored if name not in SECOND_COPIES or name in paddle_names})
     if wrong:
         raise ModelDirectoryError(
             f"{src}: {len(wrong)} tensors are missing or have no Hugging Face name: {', '.join(wrong[:3])}. "
             "Fused projections (fuse_attention_qkv, fuse_attention_ffn) cannot be exported."
         )
-    out = {}
-    for source, target, transposed in pairs:
-        tensor = stored[target]
-        if transposed:
-            out[source] = NewTensor(tensor.dtype, tensor.shape[::-1], lambda t=tensor: t.make().T)
-        else:
-            out[source] = tensor
-    return out
+    if layout.tied(entries):
+        embedding = next(pair.paddle for pair in pairs if pair.hf == layout.embedding)
+        _check_copies(stored, embedding, src)
+    return hugging_face_tensors(pairs, stored)
 
 
-def _sizes(config: Any) -> dict[str, Any]:
-    return {"num_hidden_layers": config.num_hidden_layers, "tie_word_embeddings": config.tie_word_embeddings}
+def _check_copies(stored: dict[str, NewTensor], embedding: str, src: Path) -> None:
+    """Refuse a head that has drifted away from the embedding it is said to be: one of the two would be lost."""
+    for name in SECOND_COPIES:
+        if name in stored and not np.array_equal(stored[name].make(), stored[embedding].make()):
+            raise ModelDirectoryError(
+                f"{src}: the config says tie_word_embeddings, but {name} differs from {embedding}. "
+                "A Hugging Face directory would keep only one of them. Set tie_word_embeddings to false if the model "
+                "was trained with both."
+            )
 
 
 def _rename_tokenizer_class(directory: Path) -> None:

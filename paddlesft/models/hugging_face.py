@@ -1,7 +1,7 @@
 """Hugging Face directories -> Paddle layout, beside the source and never inside it.
 
-The two layouts hold the same numbers under other names, with Linear weights transposed. The pairs of names come from
-paddlenlp's own mappings; what they do not cover is refused by name instead of being dropped.
+The two layouts hold the same numbers under other names, with Linear weights transposed. What a family's directories
+look like is in ``hf_layouts``; what is not covered there is refused by name instead of being dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,15 @@ from paddlesft.directories import new_directory
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.cache import cached_directory
 from paddlesft.models.directory import copy_tokenizer, read_config
-from paddlesft.models.families import Family, family_of
+from paddlesft.models.families import family_of
+from paddlesft.models.hf_layouts.layout import HEAD, IGNORED_ENDINGS, Layout
+from paddlesft.models.hf_layouts.tensor_pairs import paddle_tensor
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, StoredTensor, read_weights, weight_files, write_weights
 
 logger = logging.getLogger("paddlesft")
 
-CONVERSION_VERSION = 1  # raise when the same source would give another directory
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
-# Buffers that old checkpoints store although they follow from the config.
-IGNORED_ENDINGS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")
+CONVERSION_VERSION = 2  # raise when the same source would give another directory
 
 
 def converted(directory: str | Path) -> Path:
@@ -87,10 +87,10 @@ def write_paddle_model(src: Path, directory: Path) -> None:
     Every tensor keeps its dtype; one tensor is in memory at a time.
     """
     config = read_config(src)
-    family = family_of(config, where=str(src / "config.json"))
+    layout = family_of(config, where=str(src / "config.json")).hugging_face_layout()
     stored, _ = read_weights(src)
-    paddle_config = convert_config(config, stored, src)
-    tensors = paddle_tensors(family, paddle_config, stored, src)
+    paddle_config = convert_config(layout, config, stored, src)
+    tensors = paddle_tensors(layout, paddle_config, stored, src)
     (directory / "config.json").write_text(json.dumps(paddle_config, indent=2) + "\n", encoding="utf-8")
     if (src / "generation_config.json").is_file():
         shutil.copyfile(src / "generation_config.json", directory / "generation_config.json")
@@ -106,10 +106,13 @@ def write_paddle_model(src: Path, directory: Path) -> None:
     logger.info("converted %s: %d tensors (%s)", src, len(tensors), paddle_config["dtype"])
 
 
-def convert_config(config: dict[str, Any], stored: dict[str, StoredTensor], src: Path) -> dict[str, Any]:
+def convert_config(
+    layout: Layout, config: dict[str, Any], stored: dict[str, StoredTensor], src: Path
+) -> dict[str, Any]:
     """Translate config.json: what paddlenlp would ignore is translated or refused, never lost.
 
     Args:
+        layout: the family's.
         config: content of the source's config.json.
         stored: the source's tensors; their type is the model's when the config does not say.
         src: named in errors.
@@ -121,92 +124,46 @@ def convert_config(config: dict[str, Any], stored: dict[str, StoredTensor], src:
             f"{where}: the weights are quantised ({method}); only float weights can be converted. "
             "Use the model's original directory."
         )
-    out = {
-        key: value for key, value in config.items() if key not in ("torch_dtype", "transformers_version", "auto_map")
-    }
     dtype = config.get("torch_dtype") or config.get("dtype")
     if dtype is None:
         codes = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         dtype = codes.get(next(iter(stored.values())).dtype, "float32")
-    out["dtype"] = str(dtype).removeprefix("torch.")
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    if config.get("head_dim") not in (None, hidden // heads if heads and hidden else None):
-        raise ModelDirectoryError(
-            f"{where}: head_dim is {config['head_dim']}; "
-            f"only hidden_size / num_attention_heads = {hidden // heads} works."
-        )
-    if "max_position_embeddings" in config:
-        out["seq_length"] = config["max_position_embeddings"]
-    return out | _convert_rope(out, where)
-
-
-def _convert_rope(config: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Translate position scaling; transformers 5 keeps theta and scaling together in ``rope_parameters``."""
-    together = config.pop("rope_parameters", None) or {}
-    scaling = config.pop("rope_scaling", None) or together
-    theta = together.get("rope_theta", config.get("rope_theta"))
-    entries: dict[str, Any] = {} if theta is None else {"rope_theta": float(theta)}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise ModelDirectoryError(f"{where}: position scaling {kind!r} is not covered. Known: {', '.join(ROPE_TYPES)}.")
-    if kind == "llama3":
-        entries["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
-    elif kind != "default":
-        entries["rope_scaling_type"] = {"linear": "linear", "dynamic": "dynamic_ntk"}[kind]
-        entries["rope_scaling_factor"] = float(scaling["factor"])
-    return entries
-
-
-def name_pairs(family: Family, config: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """List the tensors of a model in both layouts, by paddlenlp's own mapping.
-
-    Args:
-        family: its row.
-        config: content of config.json.
-
-    Returns:
-        (Hugging Face name, Paddle name, whether the matrix is transposed) for every tensor.
-
-    Raises:
-        ModelDirectoryError: the family's mapping does more than rename and transpose.
-    """
-    import paddlenlp.transformers as zoo
-
-    model_class = getattr(zoo, family.hf_architecture)
-    full = model_class.config_class.from_dict({**config, "architectures": [family.hf_architecture]})
-    mappings = model_class._get_name_mappings(full)
-    if not family.hf_import or any(mapping.action not in (None, "transpose") for mapping in mappings):
-        raise ModelDirectoryError(
-            f"Models of the family {family.name} cannot be converted from or to Hugging Face yet."
-        )
-    return [(m.source_name, m.target_name, m.should_transpose()) for m in mappings]
+    return layout.paddle_config(config, where) | {"dtype": str(dtype).removeprefix("torch.")}
 
 
 def paddle_tensors(
-    family: Family, config: dict[str, Any], stored: dict[str, StoredTensor], src: Path
+    layout: Layout, config: dict[str, Any], stored: dict[str, StoredTensor], src: Path
 ) -> dict[str, NewTensor]:
     """Name and orient the tensors of a Hugging Face directory as Paddle does.
+
+    Args:
+        layout: the family's.
+        config: content of the Paddle config.json.
+        stored: the source's tensors.
+        src: named in errors.
 
     Raises:
         ModelDirectoryError: tensors are missing, or are there that the model has no place for.
     """
-    pairs = [pair for pair in name_pairs(family, config) if not pair[0].endswith(IGNORED_ENDINGS)]
-    known = {source for source, _, _ in pairs}
-    tied = {"lm_head.weight"} if config.get("tie_word_embeddings", False) else set()
-    extra = sorted(name for name in stored if name not in known | tied and not name.endswith(IGNORED_ENDINGS))
-    missing = sorted(known - set(stored))
-    for names, verb in ((extra, "holds"), (missing, "lacks")):
-        if names:
-            rest = ", ..." if len(names) > 3 else ""
-            raise ModelDirectoryError(
-                f"{src} {verb} {len(names)} tensors that {'have no place in' if verb == 'holds' else 'belong to'} "
-                f"a {family.name} model here: {', '.join(names[:3])}{rest}."
-            )
-    out = {}
-    for source, target, transposed in pairs:
-        tensor = stored[source]
-        if transposed:
-            out[target] = NewTensor(tensor.dtype, tensor.shape[::-1], lambda t=tensor: t.load().T)
-        else:
-            out[target] = NewTensor(tensor.dtype, tensor.shape, tensor.load)
+    pairs = layout.tensor_pairs(config)
+    known = {pair.hf for pair in pairs}
+    prefix = layout.optional_prefix
+    if not any(name.startswith(prefix) for name in stored):  # saved from the decoder alone, as early checkpoints are
+        stored = {name if name == HEAD else prefix + name: tensor for name, tensor in stored.items()}
+    tied = {HEAD} if layout.tied(config) else set()
+    extra = (name for name in stored if name not in known | tied and not name.endswith(IGNORED_ENDINGS))
+    _refuse(src, "holds", f"have no place in a {layout.family} model here", extra)
+    _refuse(src, "lacks", f"belong to a {layout.family} model here", known - set(stored))
+    lazy = {name: NewTensor(tensor.dtype, tensor.shape, tensor.load) for name, tensor in stored.items()}
+    out = {pair.paddle: paddle_tensor(pair, lazy[pair.hf]) for pair in pairs}
+    copy = layout.tied_head(config) if layout.tied(config) else None
+    if copy:
+        out[copy] = lazy[layout.embedding]
     return out
+
+
+def _refuse(src: Path, verb: str, what: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if names:
+        rest = ", ..." if len(names) > 3 else ""
+        raise ModelDirectoryError(f"{src} {verb} {len(names)} tensors that {what}: {', '.join(names[:3])}{rest}.")

@@ -76,8 +76,8 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
             dtype=used,
             convert_from_torch=False,  # the environment variable from_modelscope would switch it on
         )
+    family.fix_model(model)  # first, because it may tie a head that is not stored
     _check_complete(model, directory)
-    family.fix_model(model)
     model.train() if for_training else model.eval()
     return model
 
@@ -120,8 +120,8 @@ def paddle_directory(directory: str | Path) -> Path:
         )
     family = family_of(config, where=str(directory / "config.json"))
     if layout is None:  # no metadata: the names tell
-        torch_names = any(name.startswith(f"{family.hf_base_prefix}.") for name in tensors)
-        layout = TORCH_LAYOUT if torch_names else PADDLE_LAYOUT
+        paddle_names = any(name.startswith(f"{family.base_prefix}.") for name in tensors)
+        layout = PADDLE_LAYOUT if paddle_names else TORCH_LAYOUT
     if layout != TORCH_LAYOUT:
         return directory
     from paddlesft.models.hugging_face import converted
@@ -153,7 +153,9 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
 def without_second_names(model: Any) -> dict[str, Any]:
     """Return a model's weights by name, each once: a head that is the embedding too has the embedding's name only."""
     state = model.state_dict()
-    first_of = {id(value): name for name, value in reversed(state.items())}
+    decoder = f"{family_of(model).base_prefix}."  # its names come first, wherever the model lists its head
+    order = sorted(state.items(), key=lambda item: item[0].startswith(decoder))
+    first_of = {id(value): name for name, value in order}
     return {name: value for name, value in state.items() if first_of[id(value)] == name}
 
 

@@ -178,9 +178,20 @@ def allow(gguf: GGUFFile, **allowed: tuple[Any, ...]) -> None:
             )
 
 
+def head_count(gguf: GGUFFile) -> int:
+    """Return the number of query heads; heads, key/value heads and hidden size have to fit together."""
+    hidden, heads = gguf.require("embedding_length"), gguf.require("attention.head_count")
+    shared = gguf.get("attention.head_count_kv", heads)
+    if hidden % heads:
+        raise ModelDirectoryError(f"{gguf.path}: the hidden size {hidden} cannot be shared out to {heads} heads.")
+    if heads % shared:
+        raise ModelDirectoryError(f"{gguf.path}: {heads} heads cannot be shared out to {shared} key/value heads.")
+    return heads
+
+
 def rotary_config(gguf: GGUFFile, scalings: tuple[str, ...]) -> dict[str, Any]:
     """Return the sizes of a model with rotary positions and RMSNorm (llama and qwen2)."""
-    heads, hidden = gguf.require("attention.head_count"), gguf.require("embedding_length")
+    heads, hidden = head_count(gguf), gguf.require("embedding_length")
     head_dim = (None, hidden // heads)
     allow(
         gguf,
@@ -227,7 +238,7 @@ def gpt2_config(gguf: GGUFFile) -> dict[str, Any]:
         "hidden_size": gguf.require("embedding_length"),
         "intermediate_size": gguf.require("feed_forward_length"),
         "num_hidden_layers": gguf.require("block_count"),
-        "num_attention_heads": gguf.require("attention.head_count"),
+        "num_attention_heads": head_count(gguf),
         "max_position_embeddings": context,
         "seq_length": context,
         "layer_norm_eps": epsilon,
@@ -242,7 +253,7 @@ def bloom_config(gguf: GGUFFile) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "n_layer": gguf.require("block_count"),
-        "n_head": gguf.require("attention.head_count"),
+        "n_head": head_count(gguf),
         "layer_norm_epsilon": decimal(gguf.require("attention.layer_norm_epsilon")),
     }
 

@@ -141,14 +141,14 @@ REFUSALS = {
     "experts": ({"extra": {"expert_count": 8}}, r"llama.expert_count is 8; the llama model here allows only 0"),
     "head size": ({"extra": {"attention.key_length": 16}}, r"attention.key_length is 16; .* allows only 8"),
     "missing key": ({"skip": ("embedding_length",)}, r"lacks the key llama.embedding_length"),
-    "missing tensor": ({"skip": ("blk.1.ffn_up.weight",)}, r"lacks 1 tensors of the llama architecture: blk.1.ffn_up.weight"),
+    "missing tensor": ({"skip": ("blk.1.ffn_up.weight",)}, r"lacks 1 tensors of the llama .*: blk.1.ffn_up.weight"),
     "unknown tensor": (
         {"extra_tensors": {"blk.0.attn_q.bias": np.zeros(32, np.float32)}},
         r"holds 1 tensors that the llama architecture does not have here: blk.0.attn_q.bias",
     ),
-    "wordpiece": ({"tokenizer": "bert"}, r"tokenizer of kind 'bert'; import covers 'gpt2' .* and 'llama' .SentencePiece"),
+    "wordpiece": ({"tokenizer": "bert"}, r"kind 'bert'; import covers 'gpt2' .* and 'llama' .SentencePiece"),
     "no scores": ({"tokenizer": "llama"}, r"the tokenizer's scores are missing"),
-    "pre-tokenizer": ({"pre": "falcon"}, r"tokenizer.ggml.pre is 'falcon'; known: gpt-2, smollm, llama-bpe, qwen2, bloom, default"),
+    "pre-tokenizer": ({"pre": "falcon"}, r"pre is 'falcon'; known: gpt-2, smollm, llama-bpe, qwen2, bloom, default"),
     "no merges": ({"skip": ("merges",)}, r"the tokenizer's merges are missing"),
 }
 

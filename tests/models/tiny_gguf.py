@@ -1,4 +1,4 @@
-"""Writes small random GGUF files of the llama architecture, as llama.cpp's converter would."""
+"""Writes small random GGUF files, as llama.cpp's converter would; of a tiny llama unless something else is given."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_tiny_gguf(
     extra_tensors: dict[str, np.ndarray] | None = None,
     add_bos: bool = False,
 ) -> Path:
-    """Write a GGUF file.
+    """Write a GGUF file of a tiny llama.
 
     Args:
         path: the file to write.
@@ -77,45 +77,68 @@ def write_tiny_gguf(
         extra_tensors: further tensors by GGUF name.
         add_bos: value of tokenizer.ggml.add_bos_token.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
-    from gguf.quants import quantize
-
-    writer = GGUFWriter(path, architecture)
-    writer.add_name("tiny")
     keys: dict[str, object] = {
         "context_length": CONTEXT, "embedding_length": HIDDEN, "block_count": 2, "feed_forward_length": INNER,
         "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "rope.freq_base": 50000.0,
         "rope.dimension_count": HIDDEN // HEADS, "attention.layer_norm_rms_epsilon": 1e-6, **(extra or {}),
     }  # fmt: skip
-    for key, value in keys.items():
-        if key in skip:
-            continue
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types(TYPES)
-    if "merges" not in skip:
-        writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    writer.add_add_bos_token(add_bos)
-    writer.add_chat_template("{{ messages[0]['content'] }}")
+    tensors = {}
     for name, array in weights.items():
-        target = gguf_name(name)
-        if target in skip:
-            continue
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        array = interleave(array, heads) if heads else array
-        if stored == "F32" or array.ndim == 1:
-            writer.add_tensor(target, array)
+        tensors[gguf_name(name)] = interleave(array, heads) if heads else array
+    vocabulary = {
+        "model": tokenizer, "pre": pre, "tokens": TOKENS, "token_type": TYPES, "merges": MERGES, "bos_token_id": 1,
+        "eos_token_id": 2, "padding_token_id": 0, "add_bos_token": add_bos,
+    }  # fmt: skip
+    return write_gguf(
+        path,
+        architecture,
+        {key: value for key, value in keys.items() if key not in skip},
+        {name: array for name, array in {**tensors, **(extra_tensors or {})}.items() if name not in skip},
+        {key: value for key, value in vocabulary.items() if key not in skip},
+        stored,
+    )
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    keys: dict[str, object],
+    tensors: dict[str, np.ndarray],
+    vocabulary: dict[str, object],
+    stored: str | dict[str, str] = "F32",
+) -> Path:
+    """Write a GGUF file.
+
+    Args:
+        path: the file to write.
+        architecture: value of general.architecture.
+        keys: float, int or str values below the architecture's name.
+        tensors: by GGUF name, in torch's orientation.
+        vocabulary: values below ``tokenizer.ggml.``.
+        stored: type of all matrices, or of each (F32 where not named).
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    writer = GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    named = {f"{architecture}.{key}": value for key, value in keys.items()}
+    for key, value in {**named, **{f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()}}.items():
+        kind = type(value) if not isinstance(value, list) else list
+        add = {
+            bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+            list: writer.add_array,
+        }[kind]  # fmt: skip
+        add(key, value)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    for name, array in tensors.items():
+        kind = stored if isinstance(stored, str) else stored.get(name, "F32")
+        if kind == "F32" or array.ndim == 1:
+            writer.add_tensor(name, np.ascontiguousarray(array))
         else:
-            kind = GGMLQuantizationType[stored]
-            writer.add_tensor(target, quantize(array, kind), raw_dtype=kind)
-    for name, array in (extra_tensors or {}).items():
-        writer.add_tensor(name, array)
+            code = GGMLQuantizationType[kind]
+            writer.add_tensor(name, quantize(array, code), raw_dtype=code)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

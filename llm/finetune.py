@@ -1,4 +1,4 @@
-"""Fine-tune a model: python llm/finetune.py CONFIG.json [key=value ...], also under paddle.distributed.launch."""
+"""Fine-tune a model: python llm/finetune.py CONFIG [key=value ...], also under paddle.distributed.launch."""
 
 import sys
 from pathlib import Path

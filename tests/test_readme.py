@@ -227,6 +227,6 @@ def test_commands_for_gpus_name_a_script_and_a_config_that_loads(command: str) -
     assert (REPO / script).is_file()
     if "launch" in command:
         assert words[1:3] == ["-m", "paddle.distributed.launch"]
-    config = load_run_config(REPO / next(word for word in words if word.endswith(".json")))
+    config = load_run_config(REPO / next(word for word in words if word.endswith(".yaml")))
     assert config.training.do_train
     assert config.training.bf16

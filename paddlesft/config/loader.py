@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlesft.config.command_line import PLACE, read_command_line
-from paddlesft.config.documents import Entry, read_document
+from paddlesft.config.documents import Entry, find_document, read_document
 from paddlesft.config.fields import NEUTRAL, default_of
 from paddlesft.config.origins import DEFAULT, Origin
 from paddlesft.config.translation import OldKey, Translation, Untranslatable, same_meaning
@@ -118,15 +118,16 @@ def read_arguments(
             f"{PLACE}: found {len(paths)} config files ({', '.join(paths)}); a run takes one. "
             "Join them in one file, or give single keys as key=value."
         )
-    document = read_document(paths[0]) if paths else []
+    file = find_document(paths[0]) if paths else None
+    if file is not None and file != Path(paths[0]):
+        reader.notices.append(f"{paths[0]}: there is no file of this name; {file} is read in its place.")
+    document = read_document(file) if file is not None else []
     given = reader.canonical(_one_for_each_key(document, reader.problems))
     overruling = reader.canonical(_last_for_each_key(command_line, reader.notices))
     reader.check_overruled([item for key, item in given.items() if key in overruling])
     given.update(overruling)
     instances, origins = reader.fill(given)
-    return Loaded(
-        instances, origins, reader.notices, reader.problems, reader.doubtful, Path(paths[0]) if paths else None
-    )
+    return Loaded(instances, origins, reader.notices, reader.problems, reader.doubtful, file)
 
 
 def _one_for_each_key(entries: list[Entry], problems: list[str]) -> list[Entry]:

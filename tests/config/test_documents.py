@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddlesft.config.documents import parse_yaml_value, read_document
+from paddlesft.config.documents import find_document, parse_yaml_value, read_document
 from paddlesft.errors import ConfigError
 
 NAMES = st.text("abcdefghijklmnop_", min_size=1, max_size=8)
@@ -203,6 +203,16 @@ def test_missing_file_names_where_it_was_looked_for(tmp_path: Path, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         read_document("no.json")
     assert str(caught.value) == f"no.json: there is no such file (looked from {tmp_path})."
+
+
+def test_a_sample_name_of_paddlenlp_means_the_file_beside_it(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "lora_argument.json", tmp_path / "lora.yaml"
+    assert find_document(theirs) == theirs  # neither is there: the error names what was asked for
+    ours.write_text("lora: true\n")
+    assert find_document(theirs) == ours
+    assert find_document(tmp_path / "lora.json") == tmp_path / "lora.json"
+    theirs.write_text("{}")
+    assert find_document(theirs) == theirs
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Every config of a family runs as it is on the family's tiny model.
+
+What is overridden: model, data, output directory, the number of steps, and the device, since a tiny model on a GPU
+would prove nothing that it does not on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paddlesft.config import load_run_config
+from paddlesft.models.families import FAMILIES, family_named
+from paddlesft.training.run import train
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = {f"{family.name}-{path.stem}": path
+           for family in FAMILIES for path in sorted((REPO / "configs" / family.name).glob("*.yaml"))}  # fmt: skip
+each_config = pytest.mark.parametrize("path", CONFIGS.values(), ids=CONFIGS)
+
+COUNTRIES = ["Peru", "Chile", "Japan", "Kenya", "Spain", "Italy", "Egypt", "Ghana"]
+ROWS = [{"src": f"Question {i}: where is {name}?", "tgt": f"{name} is on the map."}
+        for i, name in enumerate(4 * COUNTRIES)]  # fmt: skip
+GPU_ONLY = re.compile(r"bf16 is for GPUs\. If this machine has none, the run is in float32\.$")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as the configs want it: train.json with 32 rows and dev.json with 2."""
+    path = tmp_path_factory.mktemp("data")
+    for name, rows in (("train.json", ROWS), ("dev.json", ROWS[:2])):
+        (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def head(path: Path) -> list[str]:
+    """The comment at the beginning of a config, without its number signs."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").removeprefix(" ") for line in lines[: lines.index("")]]
+
+
+def card_memory(path: Path) -> tuple[list[tuple[str, str, float]], float]:
+    """What a config's head says about memory: (what, product, GB) for each part, and the sum."""
+    text = "\n".join(head(path))
+    parts = re.findall(r"^ {4}(\S.{33})(.{28}) *(\d+\.\d)$", text, re.MULTILINE)
+    values = [(what.strip(), product.strip(), float(size)) for what, product, size in parts]
+    total = re.search(r"^ {4}together +(\d+\.\d)  ", text, re.MULTILINE)
+    return values, float(total[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_has_a_config_for_each_method_that_it_offers(family) -> None:
+    names = {path.stem for path in CONFIGS.values() if path.parent.name == family.name}
+    assert names >= {"sft", "lora"}
+    assert ("pt" in names) == family.prefix_tuning
+
+
+@each_config
+def test_the_config_trains_the_tiny_model(
+    path: Path, data: Path, tiny_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny_family(path.parent.name)
+    overrides = [f"model_name_or_path={model}", f"dataset_name_or_path={data}", f"output_dir={tmp_path / 'out'}"]
+    run = load_run_config(path, [*overrides, "max_steps=2", "device=cpu"])
+    result = train(run)
+    assert result.steps == 2
+    assert result.metrics["train_loss"] > 0
+    assert result.metrics["eval_loss"] > 0
+    expected = {"sft": "model.safetensors", "lora": "lora_model_state.pdparams", "pt": "prefix_model_state.pdparams"}
+    assert (tmp_path / "out" / expected[path.stem.split("_")[0]]).is_file()
+
+
+@each_config
+def test_the_method_is_that_of_the_file_and_rows_are_packed_only_where_that_is_exact(path: Path) -> None:
+    run = load_run_config(path)
+    method = {"pt": (False, True), "sft": (False, False)}.get(path.stem, (True, False))
+    assert (run.model.lora, run.model.prefix_tuning) == method
+    assert run.training.learning_rate == {"sft": 3e-5, "pt": 3e-2}.get(path.stem, 3e-4)
+    assert family_named(path.parent.name).packing or not run.data.packing
+    assert run.training.bf16 and run.training.recompute
+    assert [notice for notice in run.notices if not GPU_ONLY.search(notice)] == []
+
+
+@each_config
+def test_the_head_says_how_to_launch_on_one_card_and_on_many(path: Path) -> None:
+    name = path.relative_to(REPO).as_posix()
+    lines = head(path)
+    assert f"    paddlesft train {name}" in lines
+    assert f"    python -m paddle.distributed.launch llm/finetune.py {name}" in lines
+    assert "./data is yours" in " ".join(lines)
+    out = load_run_config(path).training.output_dir
+    assert any(line.strip().startswith(("Then: paddlesft chat", "paddlesft chat")) and out in line for line in lines)
+
+
+def product(text: str) -> float:
+    """``28 x 2048 x 12 B`` in bytes; a number may have G behind it."""
+    value = 1.0
+    for factor in text.removesuffix(" B").split(" x "):
+        value *= float(factor.removesuffix(" G")) * (1e9 if factor.endswith(" G") else 1)
+    return value
+
+
+@each_config
+def test_the_memory_in_the_head_is_the_sum_of_its_parts_and_they_follow_the_keys(path: Path) -> None:
+    parts, total = card_memory(path)
+    run = load_run_config(path)
+    for what, text, size in parts:
+        assert size == (round(product(text) / 1e9, 1) if text else 1.0), what
+    assert total == pytest.approx(sum(size for *_, size in parts), abs=0.05)
+    text = "\n".join(head(path))
+    assert f"rows of {run.data.max_length} tokens" in text
+    bytes_per_weight = 2 if run.model.lora or run.model.prefix_tuning else 18
+    assert parts[0][1].endswith(f" G x {bytes_per_weight} B")
+    rows = run.training.per_device_train_batch_size
+    tokens = f"{rows} x {run.data.max_length}" if rows > 1 else str(run.data.max_length)
+    assert f" x {tokens} x " in parts[1][1]
+    card = re.search(r"together .* a card of (\d+) GB", text)
+    assert total <= 0.96 * float(card[1])
+
+
+@pytest.mark.parametrize("kind", ["sft", "lora", "pt"])
+def test_paddlenlps_names_of_its_samples_load_our_files(kind: str) -> None:
+    ours, theirs = REPO / "configs" / "llama" / f"{kind}.yaml", REPO / "configs" / "llama" / f"{kind}_argument.json"
+    run = load_run_config(theirs)
+    assert run.flat() == load_run_config(ours).flat()
+    assert run.path == ours
+    assert f"{theirs}: there is no file of this name; {ours} is read in its place." in run.notices

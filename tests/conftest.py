@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from tests.worker_processes import (  # noqa: F401  (hooks; before paddlesft set
 )
 
 REPO = Path(__file__).resolve().parent.parent
-ORACLE_PYTHON = REPO / ".venv-oracle" / "bin" / "python"
 
 # One home for everything the tests download, import or cache; `make clean` removes it.
 os.environ.setdefault("PADDLESFT_HOME", str(REPO / ".cache" / "paddlesft"))
@@ -88,26 +86,13 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def oracle() -> Callable[..., dict]:
-    """Run ``tests/oracle/SCRIPT`` with torch + transformers + PEFT in their own environment; returns its JSON answer.
+def oracle() -> Iterator[Callable[..., dict]]:
+    """Run ``tests/oracle/SCRIPT`` with torch, transformers and PEFT, in their own environment; its JSON answer."""
+    from tests.torch_oracle import TorchOracle
 
-    The torch stack wants another tokenizers version than paddlenlp, so it lives in .venv-oracle (`make .venv-oracle`).
-    A missing oracle is a failure, not a skip: the comparison is part of what the tests promise.
-    """
-
-    def run(script: str, *args: object, timeout: float = 900) -> dict:
-        assert ORACLE_PYTHON.exists(), f"{ORACLE_PYTHON} is missing: run `make .venv-oracle`"
-        done = subprocess.run(
-            [str(ORACLE_PYTHON), str(REPO / "tests" / "oracle" / script), *map(str, args)],
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout.strip().splitlines()[-1])
-
-    return run
+    asked = TorchOracle()
+    yield asked
+    asked.close()
 
 
 @pytest.fixture(scope="session")

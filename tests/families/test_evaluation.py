@@ -1,0 +1,52 @@
+"""The evaluation loss is the cross entropy that the model's own forward pass gives, row by row and without padding."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlesft.config import load_run_config
+from paddlesft.data.dataset import build_dataset
+from paddlesft.models.decoders import causal_lm, decoder_of
+from paddlesft.models.families import family_named
+from tests.families.tuning_runs import TuningRun, cases
+
+
+@pytest.mark.parametrize(("family", "method"), cases())
+def test_the_loss_on_unseen_rows_is_that_of_the_models_own_forward_pass(
+    family: str, method: str, tuning_run: Callable[[str, str], TuningRun]
+) -> None:
+    tuned = tuning_run(family, method)
+    config = load_run_config(None, [str(tuned.directory / "run_config.yaml")])
+    rows, _ = build_dataset(config.data, tuned.loaded.renderer, "eval")
+    losses = []
+    for i in range(len(rows)):
+        ids, labels = (np.asarray(rows[i][key]) for key in ("input_ids", "labels"))
+        logits = row_logits(tuned.loaded.model, ids).astype(np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        losses += [-logits[position, labels[position]] for position in np.flatnonzero(labels != -100)]
+    metrics = tuned.result.metrics
+    assert metrics["eval_tokens"] == len(losses) > 10
+    assert metrics["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["eval_loss"] > 1  # these rows were not learned
+
+
+@paddle.no_grad()
+def row_logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Return logits [s, v] of one row."""
+    input_ids, arguments = paddle.to_tensor(ids[None]), {}
+    lm = causal_lm(model)
+    if family_named(decoder_of(model).family.name).one_reply_per_row:  # prompt and reply differ in mask and positions
+        hidden, _ = decoder_of(model).run(input_ids)
+        return decoder_of(model).logits(hidden)[0].numpy()
+    names = inspect.signature(lm.forward).parameters
+    if "position_ids" in names:
+        arguments["position_ids"] = paddle.arange(len(ids)).unsqueeze(0)
+    output = model(input_ids=input_ids, attention_mask=paddle.ones_like(input_ids), **arguments)
+    return (output[0] if isinstance(output, tuple | list) else getattr(output, "logits", output))[0].numpy()

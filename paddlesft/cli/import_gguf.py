@@ -3,8 +3,8 @@
     paddlesft import-gguf model.gguf models/mine
     paddlesft import-gguf embedded:smollm2 models/smollm2
 
-FILE is a GGUF file of the llama architecture, or embedded:smollm2 for the model that comes with the [demo] extra.
-DIR is created, complete or not at all; FILE is only read.
+FILE is a GGUF file of the architecture llama (Mistral included), qwen2, gpt2 or bloom, or embedded:smollm2 for the
+model that comes with the [demo] extra. DIR is created, complete or not at all; FILE is only read.
 """
 
 from __future__ import annotations
@@ -67,18 +67,21 @@ def _show(file: Path, directory: Path, seconds: float) -> None:
     from rich.console import Console
 
     from paddlesft.models.directory import read_config
+    from paddlesft.models.families import family_of
     from paddlesft.models.provenance import read_provenance
 
     console = Console(highlight=False, soft_wrap=True)
     config, facts = read_config(directory), read_provenance(directory)
-    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    family = family_of(config)
+    heads, context = config[family.num_heads_key], config.get(family.context_key)
+    shared = config.get(family.num_kv_heads_key, heads)
     title = facts["source"].get("title") or file.stem
     console.print(f"Imported {title} in {seconds:.1f} s", markup=False)
     console.print(f"  from        {file} ({', '.join(facts['source']['stored_types'])})", markup=False)
     console.print(
-        f"  model       {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
-        f"{heads} heads ({shared} key/value), vocabulary {config['vocab_size']}, "
-        f"context {config['max_position_embeddings']}"
+        f"  model       {config[family.num_layers_key]} layers, hidden {config['hidden_size']}, "
+        f"{heads} heads{f' ({shared} key/value)' if shared != heads else ''}, vocabulary {config['vocab_size']}"
+        f"{f', context {context}' if context else ''}"
     )
     console.print(f"  stored as   {facts['dtype']}")
     console.print(f"  fingerprint {facts['fingerprint']}")

@@ -19,6 +19,8 @@ from paddlesft.data.literal_text import parts_of
 
 ANCHORS = ("\n", "]", ">", ".", "0", "|")
 PLAIN_WORD = "word"
+# for tokenizer.decode: slow tokenizers would put spaces around added tokens and take them from before punctuation
+AS_WRITTEN = {"clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False}
 PROBES = ((":", "Hello there"), (":", " Hello there"), ("]", "\n好的"))
 
 
@@ -45,6 +47,7 @@ class TextEncoder:
         self.added_ids = {**added_token_ids(tokenizer), **self.special_ids}
         misread = any(self._misread(text, index) for text, index in self.added_ids.items())
         self._cut = _any_of(self.added_ids) if misread else None
+        self._opening, self._closing = self._surroundings()
 
     @property
     def eos_text(self) -> str:
@@ -58,20 +61,19 @@ class TextEncoder:
 
     def encode_with_special_tokens(self, text: str) -> list[int]:
         """Return the ids of a text with the tokenizer's own around it, less an end-of-sequence behind it."""
-        text, *rest = parts_of(text)
-        return [*self._with_special_tokens(text), *(i for part in rest for i in self._encode_parts(part, True))]
+        return [*self._opening, *self.encode(text), *self._closing]
 
-    def _with_special_tokens(self, text: str) -> list[int]:
-        if self._cut and self._cut.search(text):
-            # the tokenizer would overlook special tokens inside the text: take only what it puts before one
-            around = list(self.tokenizer(PLAIN_WORD, add_special_tokens=True)["input_ids"])
-            word = self._plain(PLAIN_WORD)
-            starts = (i for i in range(len(around)) if around[i : i + len(word)] == word)
-            return [*around[: next(starts, 0)], *self.encode(text)]
-        ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-        while len(ids) > 1 and ids[-1] == self.eos_token_id and ids[-1] != self.bos_token_id:
-            ids.pop()
-        return ids
+    def _surroundings(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind any text (a few put the beginning of the reply behind it)."""
+        around = list(self.tokenizer(PLAIN_WORD, add_special_tokens=True)["input_ids"])
+        word = self._plain(PLAIN_WORD)
+        starts = [i for i in range(len(around)) if around[i : i + len(word)] == word]
+        if not starts:
+            return [], []
+        closing = around[starts[0] + len(word) :]
+        while closing and closing[-1] == self.eos_token_id:
+            closing.pop()
+        return around[: starts[0]], closing
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the ids of a piece that other text stands before."""
@@ -79,7 +81,7 @@ class TextEncoder:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, **AS_WRITTEN)
 
     def _encode_joined(self, text: str, behind: bool) -> list[int]:
         parts = parts_of(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from paddlesft.data.encoding import AS_WRITTEN
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -16,7 +18,7 @@ class TextStream:
     the first stop string.
 
     Args:
-        tokenizer: anything with ``decode(ids, skip_special_tokens=..., clean_up_tokenization_spaces=...)``.
+        tokenizer: a PaddleNLP tokenizer, or anything else with its ``decode``.
         stop: strings that end the reply.
         skip_special_tokens: leave special tokens out of the text.
 
@@ -94,11 +96,8 @@ class TextStream:
     def _decode(self, start: int, end: int) -> str:
         if start == end:
             return ""
-        return self._tokenizer.decode(
-            self._ids[start:end],
-            skip_special_tokens=self._skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
+        ids = self._ids[start:end]
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens, **AS_WRITTEN)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -12,7 +12,13 @@ from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
-from paddlesft.quirks import chatglm2_special_tokens, chatglm_image_tokens, glm_special_tokens, qwen_special_tokens
+from paddlesft.quirks import (
+    chatglm2_special_tokens,
+    chatglm_image_tokens,
+    glm_special_tokens,
+    ids_without_text,
+    qwen_special_tokens,
+)
 
 # files that only one kind of tokenizer has
 CLASS_OF_FILE = {
@@ -24,7 +30,10 @@ CLASS_OF_FILE = {
 CLASS_ALIASES = {"GPT2Tokenizer": "GPTTokenizer", "ChatGLMTokenizer": "ChatGLMv2Tokenizer"}
 SENTENCEPIECE_FILES = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
 # what single classes need before they are right; each is called with the tokenizer
-FIXES = (qwen_special_tokens.fix, chatglm2_special_tokens.fix, chatglm_image_tokens.fix, glm_special_tokens.fix)
+FIXES = (
+    qwen_special_tokens.fix, chatglm2_special_tokens.fix, glm_special_tokens.fix, chatglm_image_tokens.fix,
+    ids_without_text.fix,
+)  # fmt: skip
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -52,12 +61,10 @@ def load_tokenizer(directory: str | Path) -> Any:
             chosen = _tokenizer_class(directory)
             tokenizer = chosen.from_pretrained(str(directory), **_vocabulary_file(chosen, directory))
     except Exception as error:  # paddlenlp raises anything from KeyError to OSError here
-        raise ModelDirectoryError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
-    if not tokenizer:  # what paddlenlp returns when SentencePiece refuses the file
-        raise ModelDirectoryError(
-            f"The tokenizer in {directory} cannot be loaded: SentencePiece cannot read its model file. It may be "
-            "damaged, or a git-lfs pointer instead of the file; download it again."
-        )
+        reason = str(error)
+        if "bool object" in reason:  # paddlenlp goes on with False where SentencePiece has refused the file
+            reason = "SentencePiece cannot read its model file, which is damaged or a git-lfs pointer: get it again"
+        raise ModelDirectoryError(f"The tokenizer in {directory} cannot be loaded: {reason}.") from error
     tokenizer.padding_side = "left"
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     for fix in FIXES:
@@ -87,7 +94,7 @@ def _tokenizer_class(directory: Path) -> Any:
     if not hasattr(zoo, name):
         raise ValueError(
             f"paddlenlp has no tokenizer class {name!r}, which tokenizer_config.json names. A tokenizer.json beside it "
-            "would do: tokenizer.save_pretrained(DIR) of transformers writes one where it can"
+            "is enough; tokenizer.save_pretrained(DIR) of transformers writes one where it can"
         )
     return getattr(zoo, name)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddlenlp.metrics import BLEU, Rouge1, Rouge2, RougeL
 
+from paddlesft.data.encoding import AS_WRITTEN
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.training.loss import IGNORED
@@ -179,4 +180,4 @@ class GenerationEvaluation:
         return {f"{prefix}_{name}": value for name, value in text_metrics(replies, references).items()}
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, **AS_WRITTEN)

@@ -13,8 +13,8 @@ from paddlesft.inference.streaming import TextStream
 class Bytes:
     """A tokenizer with one token for each byte; 256 is a special token."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
-        assert skip_special_tokens and not clean_up_tokenization_spaces
+    def decode(self, ids: list[int], skip_special_tokens: bool, **spaces: bool) -> str:
+        assert skip_special_tokens and not any(spaces.values())
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 

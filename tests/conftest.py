@@ -85,6 +85,25 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def run_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_cli`` in this process: a new one takes five seconds to import paddle and paddlenlp."""
+    from paddlesft.cli.main import main
+
+    def run(*args: object, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd or REPO)
+            for name, value in {"COLUMNS": "120", **environ}.items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            code = main([str(arg) for arg in args])
+            return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Iterator[Callable[..., dict]]:
     """Run ``tests/oracle/SCRIPT`` with torch, transformers and PEFT, in their own environment; its JSON answer."""

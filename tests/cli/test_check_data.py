@@ -24,8 +24,8 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def test_report_and_marked_samples(run_cli: Run, rows: Path, smollm2: Path) -> None:
-    done = run_cli("check-data", rows, "--model_name_or_path", smollm2, "max_length=64")
+def test_report_and_marked_samples(run_here: Run, rows: Path, smollm2: Path) -> None:
+    done = run_here("check-data", rows, "--model_name_or_path", smollm2, "max_length=64")
     assert done.returncode == 0, done.stderr
     for part in ("columns (recognised)", "the tokenizer's own", "trained tokens", "0 rows cut, 0 dropped",
                  "row 1: 6 of", "⟦4, I think.<|im_end|>⟧", "⟦6.<|im_end|>⟧"):  # fmt: skip
@@ -50,11 +50,11 @@ def test_bad_rows_exit_with_2_and_no_traceback(run_cli: Run, rows: Path) -> None
     assert f"{rows}:4  found text that is not JSON" in done.stderr
 
 
-def test_a_training_config_names_the_data(run_cli: Run, rows: Path, smollm2: Path, tmp_path: Path) -> None:
+def test_a_training_config_names_the_data(run_here: Run, rows: Path, smollm2: Path, tmp_path: Path) -> None:
     config = tmp_path / "lora.json"
     told = {"model_name_or_path": str(smollm2), "dataset_name_or_path": str(rows.parent), "output_dir": "out"}
     config.write_text(json.dumps({**told, "lora": True, "do_train": True, "eval_split_ratio": 0.5}))
-    done = run_cli("check-data", config, "chat_template=chatml")
+    done = run_here("check-data", config, "chat_template=chatml")
     assert done.returncode == 0, done.stderr
     assert "train data" in done.stdout and "eval data" in done.stdout and "chatml" in done.stdout
     assert not (tmp_path / "out").exists()

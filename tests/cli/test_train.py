@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def config(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "lora.yaml"
 
 
-def test_a_run_shows_what_happens_and_names_what_comes_next(run_cli, config: Path, tmp_path: Path) -> None:
+def test_a_run_shows_what_happens_and_names_what_comes_next(run_cli, run_here, config: Path, tmp_path: Path) -> None:
     done = run_cli("train", config, f"output_dir={tmp_path / 'out'}", "learning_rate=5e-3")
     assert done.returncode == 0, done.stderr
     out = done.stdout
@@ -50,19 +49,19 @@ def test_a_run_shows_what_happens_and_names_what_comes_next(run_cli, config: Pat
     assert {"lora_config.json", "paddlesft.json", "run_config.yaml", "train_log.jsonl", "loss.png", "all_results.json",
             "trainer_state.json"} <= {path.name for path in (tmp_path / "out").iterdir()}  # fmt: skip
 
-    again = run_cli("train", config, f"output_dir={tmp_path / 'out'}", "learning_rate=1e-4")
+    again = run_here("train", config, f"output_dir={tmp_path / 'out'}", "learning_rate=1e-4")
     assert again.returncode == 2 and "Traceback" not in again.stderr
     assert "learning_rate: 0.005 in the checkpoint, 0.0001 now" in again.stderr
     assert "allow_resume_differences: true" in again.stderr
     assert "changes the result" in again.stdout
 
 
-def test_a_stopped_run_goes_on_and_says_so(run_cli, config: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_says_so(run_here, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run_cli("train", config, f"output_dir={out}").returncode == 0
+    assert run_here("train", config, f"output_dir={out}").returncode == 0
     newest = complete_checkpoints(out)[-1]
     (newest / "complete.json").unlink()
-    done = run_cli("train", config, f"output_dir={out}")
+    done = run_here("train", config, f"output_dir={out}")
     assert done.returncode == 0, done.stderr
     assert "passed over checkpoint-6: it has no complete.json" in done.stdout
     assert f"going on from {out / 'checkpoint-3'} (the newest complete checkpoint of output_dir)" in done.stdout
@@ -79,28 +78,26 @@ def test_the_launched_script_is_the_same(config: Path, tmp_path: Path) -> None:
     assert "step 1/1" in done.stdout and (tmp_path / "lora_config.json").is_file()
 
 
-def test_config_errors_come_fast_and_all_at_once(run_cli, tmp_path: Path) -> None:
+def test_config_errors_come_all_at_once(run_cli, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("lerning_rate: 3\nlora: maybe\noutput_dir: x\n")
-    begin = time.perf_counter()
     done = run_cli("train", tmp_path / "bad.yaml")
-    assert time.perf_counter() - begin < 3  # generous: the machine may be busy
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert "bad.yaml:1: unknown key 'lerning_rate'. Did you mean 'learning_rate'?" in done.stderr
     assert "bad.yaml:2: lora: found" in done.stderr
 
 
-def test_a_benchmark_ends_with_the_lines_that_scripts_look_for(run_cli, config: Path, tmp_path: Path) -> None:
-    done = run_cli("train", config, f"output_dir={tmp_path / 'a'}", "benchmark=true")
+def test_a_benchmark_ends_with_the_lines_that_scripts_look_for(run_here, config: Path, tmp_path: Path) -> None:
+    done = run_here("train", config, f"output_dir={tmp_path / 'a'}", "benchmark=true")
     assert done.returncode == 0, done.stderr
     speed = json.loads((tmp_path / "a" / "train_results.json").read_text())["train_tokens_per_second"]
     assert f"Effective_Tokens_per_second: {speed}\nBenchmark done." in done.stdout
     assert "evaluation at" not in done.stdout and "checkpoint " not in done.stdout
 
 
-def test_errors_of_data_and_model_have_no_traceback(run_cli, config: Path, tmp_path: Path) -> None:
-    done = run_cli("train", config, f"output_dir={tmp_path / 'a'}", f"dataset_name_or_path={tmp_path}/nowhere")
+def test_errors_of_data_and_model_have_no_traceback(run_here, config: Path, tmp_path: Path) -> None:
+    done = run_here("train", config, f"output_dir={tmp_path / 'a'}", f"dataset_name_or_path={tmp_path}/nowhere")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "nowhere" in done.stderr
-    done = run_cli("train", config, f"output_dir={tmp_path / 'b'}", "lora_target_modules=[q_porj]")
+    done = run_here("train", config, f"output_dir={tmp_path / 'b'}", "lora_target_modules=[q_porj]")
     assert done.returncode == 2 and "Did you mean 'q_proj'?" in done.stderr
     assert not (tmp_path / "b" / "lora_config.json").exists()
 

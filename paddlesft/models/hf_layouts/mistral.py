@@ -13,7 +13,7 @@ LAYOUT = Layout(
     entries=(
         *decoder_sizes(max_positions=32 * 4096, kv_heads=8),
         only("hidden_act", "silu", "swish", why="no published Mistral computes anything else."),
-        Entry("sliding_window", "sliding_window", 4096, null=True),  # see families.py: it bounds the context
+        Entry("sliding_window", "sliding_window", 4096, null=True),  # kept by models/decoders/mistral.py
         same("attention_dropout", 0.0),
         Entry(
             "tie_word_embeddings", "tie_word_embeddings", False, values={False: False},

@@ -66,6 +66,8 @@ class Family:
         cache_sequence_axis: axis of the tokens in cached tensors.
         config_fixes: ``module:function``s called with the config before the model is built.
         fixes: ``module:function``s called with the model after loading.
+        tie_head: ``module:function`` called after loading where paddlenlp does not tie the head to the embedding, with
+            the model and a function that says whether its directory holds a tensor.
         status: "tested" (the suite trains, merges and generates with it) or "unproven".
     """
 
@@ -105,6 +107,7 @@ class Family:
     cache_sequence_axis: int = 1
     config_fixes: tuple[str, ...] = ()
     fixes: tuple[str, ...] = ()
+    tie_head: str | None = None
     status: str = "unproven"
 
     def num_layers(self, config: Any) -> int:
@@ -159,7 +162,14 @@ class Family:
         for fix in self.config_fixes:
             imported(fix)(config)
 
-    def fix_model(self, model: Any) -> None:
-        """Apply ``fixes`` to a model, in place."""
+    def fix_model(self, model: Any, is_stored: Callable[[str], bool]) -> None:
+        """Apply ``fixes`` and ``tie_head`` to a model, in place.
+
+        Args:
+            model: with the weights of a directory.
+            is_stored: says whether the directory holds a tensor.
+        """
+        if self.tie_head:
+            imported(self.tie_head)(model, is_stored)
         for fix in self.fixes:
             imported(fix)(model)

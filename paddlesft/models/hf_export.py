@@ -40,8 +40,10 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
     src = paddle_directory(src)
     config = load_config(src)
     layout = family_of(config).hugging_face_layout()
-    content = layout.hugging_face_config(config)
     stored = stored_weights(src)
+    if has_own_head(layout, config, stored):
+        config.tie_word_embeddings = False
+    content = layout.hugging_face_config(config)
     tensors = torch_tensors(layout, config, stored, src)
     with new_directory(dst, overwrite=overwrite) as scratch:
         write_json(scratch / "config.json", content)
@@ -62,6 +64,13 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
             fingerprint=fingerprint(scratch),
         )
     return Path(dst)
+
+
+def has_own_head(layout: Layout, config: Any, stored: dict[str, NewTensor]) -> bool:
+    """Whether a model that calls itself tied computes with a stored head that differs from its embedding."""
+    entries = config.to_dict()
+    head = layout.tied_head(entries)
+    return head in stored and layout.tied(entries) and not _equal(stored, head, layout.paddle_embedding(entries))
 
 
 def torch_tensors(layout: Layout, config: Any, stored: dict[str, NewTensor], src: Path) -> dict[str, NewTensor]:
@@ -86,20 +95,23 @@ def torch_tensors(layout: Layout, config: Any, stored: dict[str, NewTensor], src
             "Fused projections (fuse_attention_qkv, fuse_attention_ffn) cannot be exported."
         )
     if layout.tied(entries):
-        embedding = next(pair.paddle for pair in pairs if pair.hf == layout.embedding)
-        _check_copies(stored, embedding, src)
+        _check_copies(stored, layout.paddle_embedding(entries), src)
     return hugging_face_tensors(pairs, stored)
 
 
 def _check_copies(stored: dict[str, NewTensor], embedding: str, src: Path) -> None:
     """Refuse a head that has drifted away from the embedding it is said to be: one of the two would be lost."""
     for name in SECOND_COPIES:
-        if name in stored and not np.array_equal(stored[name].make(), stored[embedding].make()):
+        if name in stored and not _equal(stored, name, embedding):
             raise ModelDirectoryError(
                 f"{src}: the config says tie_word_embeddings, but {name} differs from {embedding}. "
                 "A Hugging Face directory would keep only one of them. Set tie_word_embeddings to false if the model "
                 "was trained with both."
             )
+
+
+def _equal(stored: dict[str, NewTensor], one: str, other: str) -> bool:
+    return np.array_equal(stored[one].make(), stored[other].make())
 
 
 def _rename_tokenizer_class(directory: Path) -> None:

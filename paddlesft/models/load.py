@@ -14,6 +14,7 @@ from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import copy_tokenizer, read_config
 from paddlesft.models.families import family_of
 from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.stored import stored_weights
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 
 logger = logging.getLogger("paddlesft")
@@ -76,7 +77,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
             dtype=used,
             convert_from_torch=False,  # the environment variable from_modelscope would switch it on
         )
-    family.fix_model(model)  # first, because it may tie a head that is not stored
+    family.fix_model(model, lambda name: name in stored_weights(directory))  # first: it may tie a head not stored
     _check_complete(model, directory)
     model.train() if for_training else model.eval()
     return model

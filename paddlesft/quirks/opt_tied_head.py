@@ -7,10 +7,24 @@ Seen with paddlenlp 3.0.0b4 (``OPTForCausalLM.__init__`` gives ``OPTLMHead`` no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+HEAD = "lm_head.decoder_weight"
 
-def tie_head(model: Any) -> None:
-    """Make the head of a model the embedding, unless its config says ``tie_word_embeddings: false``."""
-    if model.config.tie_word_embeddings:
-        model.lm_head.decoder_weight = model.opt.embeddings.word_embeddings.weight
+
+def tie_head(model: Any, is_stored: Callable[[str], bool]) -> None:
+    """Make the head of a model the embedding, unless its directory holds another one.
+
+    Args:
+        model: an OPT model with the weights of a directory.
+        is_stored: says whether the directory holds a tensor.
+    """
+    embedding, head = model.opt.embeddings.word_embeddings.weight, model.lm_head.decoder_weight
+    if not model.config.tie_word_embeddings:
+        return
+    differs = head.shape == embedding.shape and not bool((head == embedding).all())
+    if differs and is_stored(HEAD):  # trained apart by PaddleNLP, whose config then still says that they are tied
+        model.config.tie_word_embeddings = False
+    else:
+        model.lm_head.decoder_weight = embedding

@@ -118,12 +118,13 @@ def test_old_buffers_and_a_second_copy_of_the_head_are_dropped(home: Path, tmp_p
 
 
 REFUSALS = {
-    "family": ({"model_type": "mamba"}, {}, r"names model_type 'mamba', which no family .* Known: llama"),
+    "family": ({"model_type": "mamba"}, {}, r"names model_type 'mamba', which no family .* Known: .*llama"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, {}, r"weights are quantised \(gptq\)"),
     "head size": ({"head_dim": 64}, {}, r"head_dim is 64; only hidden_size / num_attention_heads = 8 works"),
     "scaling": ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, {}, r"position scaling 'yarn' is not covered"),
-    "bias": (
-        {"attention_bias": True},
+    "no entry": ({"vocab_size": None}, {}, r"config.json has no vocab_size, which a model of this kind must say"),
+    "tensor without a place": (
+        {},
         {"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)},
         r"holds 1 tensors that have no place in a llama model here: model.layers.0.self_attn.q_proj.bias",
     ),

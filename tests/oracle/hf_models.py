@@ -1,6 +1,9 @@
-"""Tiny random models of transformers: ``make OUT`` writes them with their logits, ``logits OUT DIR...`` reads them.
+"""Tiny random models of transformers, and what transformers computes with directories that others have written.
 
-Prints one JSON object: with ``make`` the names of the models, with ``logits`` nothing but the names again.
+Run by the tests in the torch environment:
+    hf_models.py make OUT                     every model of MODELS into OUT/NAME, its logits into OUT/NAME.npy
+    hf_models.py logits OUT INPUTS.npz DIR... the logits of each directory into OUT/NAME-OF-DIR.npy
+The inputs are ``ids`` and ``mask``, [rows, tokens]; those of ``make`` are in OUT/inputs.npz. Prints the models' names.
 """
 
 import json
@@ -22,7 +25,8 @@ OPT = {**SIZES, "ffn_dim": 112, "max_position_embeddings": 96, "word_embed_proj_
 BLOOM = {"vocab_size": 300, "hidden_size": 64, "n_layer": 2, "n_head": 4}
 MODELS = {
     "llama": ("Llama", LLAMA),
-    "mistral": ("Mistral", {**LLAMA, "sliding_window": 128}),
+    "mistral": ("Mistral", {**LLAMA, "sliding_window": None}),
+    "mistral-window": ("Mistral", {**LLAMA, "sliding_window": 16}),
     "qwen2": ("Qwen2", LLAMA),
     "qwen2-tied": ("Qwen2", {**LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 4}),
     "gemma": ("Gemma", {**LLAMA, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}),
@@ -44,7 +48,7 @@ CLASSES = {"GPT2": "GPT2LMHeadModel"}
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids [3, 40] and their mask; two rows are padded on the left, with a token that also stands in the text."""
+    """Return ids [3, 40] and their mask; two rows are padded on the left, with a token that is in their text too."""
     ids = torch.from_numpy(np.random.default_rng(5).integers(0, 300, (3, 40)))
     ids[0, 7] = ids[1, 30] = 3
     mask = torch.ones_like(ids)
@@ -55,8 +59,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module) -> np.ndarray:
-    ids, mask = inputs()
+def logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in model.forward.__code__.co_varnames and model.config.model_type not in ("opt", "bloom"):
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -64,6 +67,8 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 
 
 def make(out: Path) -> None:
+    ids, mask = inputs()
+    np.savez(out / "inputs.npz", ids=ids.numpy(), mask=mask.numpy())
     for name, (kind, sizes) in MODELS.items():
         torch.manual_seed(3)
         config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation="eager")
@@ -72,26 +77,26 @@ def make(out: Path) -> None:
             centre = 1.0 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0.0
             parameter.data = centre + 0.2 * torch.randn_like(parameter)
         model.save_pretrained(out / name, safe_serialization=True)
-        np.save(out / f"{name}.npy", logits(model))
-    ids, mask = inputs()
-    np.savez(out / "inputs.npz", ids=ids.numpy(), mask=mask.numpy())
+        np.save(out / f"{name}.npy", logits(model, ids, mask))
 
 
-def read(out: Path, directories: list[Path]) -> None:
+def read(out: Path, given: Path, directories: list[Path]) -> None:
+    arrays = np.load(given)
+    ids, mask = torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["mask"])
     for directory in directories:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             directory, attn_implementation="eager", output_loading_info=True
         )
         assert not any(info.values()), f"{directory}: {info}"
-        np.save(out / f"{directory.name}.npy", logits(model.eval()))
+        np.save(out / f"{directory.name}.npy", logits(model.eval(), ids, mask))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     place = Path(sys.argv[2])
     place.mkdir(parents=True, exist_ok=True)
     if sys.argv[1] == "make":
         make(place)
     else:
-        read(place, [Path(arg) for arg in sys.argv[3:]])
+        read(place, Path(sys.argv[3]), [Path(arg) for arg in sys.argv[4:]])
     print(json.dumps(sorted(MODELS)))

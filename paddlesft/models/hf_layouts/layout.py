@@ -35,7 +35,8 @@ class Layout:
         embedding: Hugging Face's name of the token embedding.
         head: Paddle's name of an output head of its own; None: the head is always the embedding.
         head_transposed: Paddle keeps that head as [hidden, vocabulary].
-        tied_head: Paddle's name of a second copy of the embedding that PaddleNLP wants in the file of a tied model.
+        tied_head: Paddle's name of the head where PaddleNLP never ties it: the files of a tied model hold the embedding
+            a second time.
         rope_kinds: the kinds of position scaling that the Paddle model follows; empty: no rotary positions.
         optional_prefix: what old checkpoints leave out in front of every name.
         upstream: paddlenlp's mapping of tensor names is used.
@@ -114,3 +115,7 @@ class Layout:
         if not self.tied(config):
             pairs.append(TensorPair(HEAD, self.head, self.head_transposed))
         return pairs
+
+    def paddle_embedding(self, config: Mapping[str, Any]) -> str:
+        """Return Paddle's name of the token embedding."""
+        return next(pair.paddle for pair in self.tensor_pairs(config) if pair.hf == self.embedding)

@@ -13,7 +13,7 @@ from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.errors import CheckpointError
 from paddlesft.models.directory import copy_tokenizer
-from paddlesft.models.load import save_model_directory
+from paddlesft.models.load import save_model_directory, without_second_names
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import read_weights
 from paddlesft.tuning.lora import adapter_weights, fill
@@ -80,12 +80,10 @@ def load_weights(model: paddle.nn.Layer, directory: Path) -> None:
             raise CheckpointError(f"{directory} holds no prefix weights ({PREFIX_WEIGHTS}).")
         wanted, weights = model.prefix_encoder.state_dict(), paddle.load(str(path), return_numpy=True)
     else:
-        wanted = model.state_dict()
+        wanted = without_second_names(model)
         weights = {name: tensor.load() for name, tensor in read_weights(directory)[0].items()}
         if not weights:
             raise CheckpointError(f"{directory} holds no model weights (model.safetensors).")
-        if model.config.tie_word_embeddings:
-            wanted = {k: v for k, v in wanted.items() if k in weights or not k.startswith("lm_head")}
     wrong = [k for k in wanted if k not in weights or list(weights[k].shape) != list(wanted[k].shape)]
     if wrong:
         raise CheckpointError(

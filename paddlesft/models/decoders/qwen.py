@@ -9,6 +9,7 @@ from typing import Any
 
 import paddle
 
+from paddlesft.errors import ConfigError
 from paddlesft.models.decoders.causal import CausalDecoder
 
 
@@ -23,6 +24,11 @@ class QWenDecoder(CausalDecoder):
         cache: Any,
         use_cache: bool,
     ) -> tuple[paddle.Tensor, Any]:
+        config = self.lm.config
+        if config.recompute and getattr(config, "no_recompute_layers", None):
+            raise ConfigError(
+                "no_recompute_layers: PaddleNLP's Qwen computes all of its layers again or none. Leave the key out."
+            )
         if position_ids is None:
             length, past = input_ids.shape[1], cache[0][0].shape[1] if cache is not None else 0
             mask = attention_mask

@@ -157,6 +157,11 @@ def head_by_head(rows: np.ndarray, gguf: GGUFFile) -> np.ndarray:
     return rows.reshape(3, heads, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
+def minus_one(weight: np.ndarray, gguf: GGUFFile) -> np.ndarray:
+    """Undo what the converter adds to Gemma's norms, whose weights are kept as distances from 1."""
+    return weight - 1
+
+
 def decimal(stored: float) -> float:
     """Return the decimal that a stored float32 was meant to be (0.00001 for 9.99999974e-06)."""
     return float(str(np.float32(stored)))
@@ -189,16 +194,22 @@ def head_count(gguf: GGUFFile) -> int:
     return heads
 
 
-def rotary_config(gguf: GGUFFile, scalings: tuple[str, ...]) -> dict[str, Any]:
-    """Return the sizes of a model with rotary positions and RMSNorm (llama and qwen2)."""
+def rotary_config(gguf: GGUFFile, scalings: tuple[str, ...], head_dim: int | None = None) -> dict[str, Any]:
+    """Return the sizes of a model with rotary positions and RMSNorm.
+
+    Args:
+        gguf: the file.
+        scalings: the position scalings that the model can compute.
+        head_dim: size of a head; None where it follows from the hidden size.
+    """
     heads, hidden = head_count(gguf), gguf.require("embedding_length")
-    head_dim = (None, hidden // heads)
+    head_dim = head_dim or hidden // heads
     allow(
         gguf,
         expert_count=(None, 0),
-        attention__key_length=head_dim,
-        attention__value_length=head_dim,
-        rope__dimension_count=head_dim,
+        attention__key_length=(None, head_dim),
+        attention__value_length=(None, head_dim),
+        rope__dimension_count=(None, head_dim),
     )
     context = gguf.require("context_length")
     return {
@@ -211,7 +222,7 @@ def rotary_config(gguf: GGUFFile, scalings: tuple[str, ...]) -> dict[str, Any]:
         "seq_length": context,
         "rms_norm_eps": decimal(gguf.require("attention.layer_norm_rms_epsilon")),
         "rope_theta": decimal(gguf.get("rope.freq_base", 10000.0)),
-        **rope_scaling(gguf, hidden // heads, scalings),
+        **rope_scaling(gguf, head_dim, scalings),
         "hidden_act": "silu",
     }
 
@@ -224,6 +235,13 @@ def llama_config(gguf: GGUFFile) -> dict[str, Any]:
 def qwen2_config(gguf: GGUFFile) -> dict[str, Any]:
     """Return the sizes of a qwen2 model; PaddleNLP's has no position scaling."""
     return rotary_config(gguf, scalings=("none",))
+
+
+def gemma_config(gguf: GGUFFile) -> dict[str, Any]:
+    """Return the sizes of a gemma model, whose heads have a size of their own."""
+    head_dim = gguf.require("attention.key_length")
+    sizes = rotary_config(gguf, scalings=("none",), head_dim=head_dim)
+    return sizes | {"head_dim": head_dim, "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def gpt2_config(gguf: GGUFFile) -> dict[str, Any]:
@@ -273,6 +291,14 @@ ARCHITECTURES = (
         tensors=LLAMA_TENSORS,
         config=qwen2_config,
         biased=frozenset({"blk.{bid}.attn_q", "blk.{bid}.attn_k", "blk.{bid}.attn_v"}),
+    ),
+    Architecture(
+        name="gemma",
+        family_name="gemma",
+        tensors=LLAMA_TENSORS,
+        config=gemma_config,
+        tied=True,
+        undo={"blk.{bid}.attn_norm": minus_one, "blk.{bid}.ffn_norm": minus_one, "output_norm": minus_one},
     ),
     Architecture(
         name="gpt2",

@@ -1,4 +1,5 @@
-"""SentencePiece BPE tokenizers of GGUF files (``tokenizer.ggml.model`` = "llama": Llama 1 and 2, Mistral).
+"""SentencePiece BPE tokenizers of GGUF files (``tokenizer.ggml.model`` = "llama": Llama 1 and 2, Mistral,
+Gemma).
 
 SentencePiece has no list of merges: of all neighbours whose joined text is a token, it joins those with the highest
 score first. The ``tokenizers`` library wants merges in order; they follow from the scores.
@@ -11,8 +12,23 @@ from typing import Any
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.gguf_file import GGUFFile
 
-NORMAL, UNKNOWN = 1, 2  # token types of the format
+NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6  # token types of the format
 SPACE = "▁"
+
+
+def restore_user_defined(tokens: list[str], types: list[int]) -> tuple[list[str], list[int]]:
+    """Find the tokens that the model's makers defined (Gemma's line breaks, runs of spaces, HTML tags).
+
+    llama.cpp's converter stores them as normal tokens. SentencePiece numbers the learned tokens behind the 256 bytes,
+    so that what stands before the bytes was defined.
+
+    Returns:
+        The tokens as they stand in the text (spaces for ``▁``), and the types, with these tokens' corrected.
+    """
+    learned = types.index(BYTE) if BYTE in types else 0
+    types = [USER_DEFINED if of == NORMAL and i < learned else of for i, of in enumerate(types)]
+    tokens = [token.replace(SPACE, " ") if of == USER_DEFINED else token for token, of in zip(tokens, types)]
+    return tokens, types
 
 
 def sentencepiece_bpe(gguf: GGUFFile, tokens: list[str], types: list[int]) -> Any:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.gguf_bpe import byte_level_bpe
 from paddlesft.models.gguf_file import GGUFFile
-from paddlesft.models.gguf_sentencepiece import sentencepiece_bpe
+from paddlesft.models.gguf_sentencepiece import restore_user_defined, sentencepiece_bpe
 
 CONTROL, USER_DEFINED = 3, 4  # token types of the format
-KINDS = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe}  # value of tokenizer.ggml.model -> what builds it
-DESCRIBED = "'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"
+
+
+class Kind(NamedTuple):
+    """What one value of ``tokenizer.ggml.model`` means.
+
+    Attributes:
+        title: the kind's name for people.
+        build: makes the ``tokenizers`` object, without added tokens, from the file, its tokens and their types.
+        restore: corrects the stored tokens and types first; None where they are right.
+        begins: every text begins with the bos token unless the file says otherwise.
+    """
+
+    title: str
+    build: Callable[[GGUFFile, list[str], list[int]], Any]
+    restore: Callable[[list[str], list[int]], tuple[list[str], list[int]]] | None = None
+    begins: bool = False
+
+
+KINDS = {
+    "gpt2": Kind("byte-level BPE", byte_level_bpe),
+    "llama": Kind("SentencePiece BPE", sentencepiece_bpe, restore_user_defined, begins=True),
+}
 
 
 def write_tokenizer(gguf: GGUFFile, directory: Path, max_length: int | None) -> None:
@@ -28,20 +49,23 @@ def write_tokenizer(gguf: GGUFFile, directory: Path, max_length: int | None) -> 
         ModelDirectoryError: the file's tokenizer is of another kind, or its parts are missing.
     """
     fields = gguf.fields
-    kind = fields.get("tokenizer.ggml.model")
-    if kind not in KINDS:
+    name = fields.get("tokenizer.ggml.model")
+    if name not in KINDS:
+        known = " and ".join(f"{key!r} ({kind.title})" for key, kind in KINDS.items())
         raise ModelDirectoryError(
-            f"{gguf.path} has a tokenizer of kind {kind!r}; import covers {DESCRIBED}. "
+            f"{gguf.path} has a tokenizer of kind {name!r}; import covers {known}. "
             "Use the model's Hugging Face directory instead."
         )
+    kind = KINDS[name]
     tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type")
     if not types or len(types) != len(tokens):
         raise ModelDirectoryError(f"{gguf.path}: the tokenizer's token types are missing or incomplete.")
+    if kind.restore:
+        tokens, types = kind.restore(tokens, types)
     added = [i for i, of in enumerate(types) if of in (CONTROL, USER_DEFINED)]
-    tokenizer = KINDS[kind](gguf, tokens, types)
+    tokenizer = kind.build(gguf, tokens, types)
     _add_tokens(tokenizer, tokens, types, added)
-    # Llama's models of SentencePiece begin every text with <s> unless the file says otherwise.
-    defaults = {"bos": kind == "llama", "eos": False}
+    defaults = {"bos": kind.begins, "eos": False}
     adds = {end: bool(fields.get(f"tokenizer.ggml.add_{end}_token", default)) for end, default in defaults.items()}
     _add_ends(tokenizer, tokens, {end: fields.get(f"tokenizer.ggml.{end}_token_id") for end in adds if adds[end]})
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -59,8 +83,8 @@ def write_tokenizer(gguf: GGUFFile, directory: Path, max_length: int | None) -> 
         **ends,
         "pad_token": text("padding") or text("eos"),
         "added_tokens_decoder": {str(i): _added(tokens[i], types[i] == CONTROL) for i in added},
-        # transformers' LlamaTokenizerFast would rebuild a SentencePiece tokenizer that says this here, too
-        "add_prefix_space": None if kind == "llama" else bool(fields.get("tokenizer.ggml.add_space_prefix", False)),
+        # where tokenizer.json puts the space, transformers must not be told again: it would rebuild the tokenizer
+        "add_prefix_space": bool(fields.get("tokenizer.ggml.add_space_prefix", False)) if name == "gpt2" else None,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
         # a decoder has no use for token_type_ids, which paddlenlp would add

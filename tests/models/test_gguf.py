@@ -136,7 +136,7 @@ def test_smollm2_tokenizer_against_transformers(smollm2: Path, oracle, tmp_path:
 REFUSALS = {
     "other architecture": (
         {"architecture": "falcon"},
-        r"architecture 'falcon'. Import covers: llama, qwen2, gpt2, bloom. Other models: use their Hugging Face",
+        r"architecture 'falcon'. Import covers: llama, qwen2, gemma, gpt2, bloom. Other models: use their Hugging Face",
     ),
     "experts": ({"extra": {"expert_count": 8}}, r"llama.expert_count is 8; the llama model here allows only 0"),
     "head size": ({"extra": {"attention.key_length": 16}}, r"attention.key_length is 16; .* allows only 8"),

@@ -124,9 +124,13 @@ def sentencepiece_vocabulary(processor: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_sentencepiece(prefix: bool, texts: list[str], tmp_path: Path) -> None:
-    """Llama's and Mistral's settings (a space is put before the text), and those without the space."""
+# Gemma's settings: no space, and tokens that are found in the text before anything else
+GEMMA_TOKENS = [*("\n" * n for n in range(2, 9)), *("▁" * n for n in range(2, 9)), "<html>", "<b>", "</b>", "<table>"]
+
+
+@pytest.mark.parametrize(("prefix", "defined"), [(True, []), (False, []), (False, GEMMA_TOKENS)])
+def test_sentencepiece(prefix: bool, defined: list[str], texts: list[str], tmp_path: Path) -> None:
+    """Llama's and Mistral's settings (a space is put before the text), those without the space, and Gemma's."""
     import sentencepiece
 
     trained = [line for text in texts for line in text.splitlines()]
@@ -134,12 +138,14 @@ def test_sentencepiece(prefix: bool, texts: list[str], tmp_path: Path) -> None:
         sentence_iterator=iter(trained), model_prefix=str(tmp_path / "sp"), model_type="bpe", vocab_size=1500,
         byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", split_digits=True,
         remove_extra_whitespaces=False, add_dummy_prefix=prefix, allow_whitespace_only_pieces=True, minloglevel=2,
+        user_defined_symbols=defined,
     )  # fmt: skip
     truth = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sp.model"))
     vocabulary = sentencepiece_vocabulary(truth)
     vocabulary |= {} if prefix else {"add_space_prefix": False}
     tokenizer = import_with(tmp_path, vocabulary)
     runs = ["a" * n for n in range(1, 40)] + [" " * n + "x" for n in range(40)] + ["-=" * n for n in range(20)]
+    runs += ["a" + "\n" * n for n in range(20)] + ["<table>  <b>x</b>\n\n\n<tab", "ab<html>\n   cd"]
     for text in [*texts, *runs]:
         theirs = truth.encode(text)
         ours = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -149,6 +155,7 @@ def test_sentencepiece(prefix: bool, texts: list[str], tmp_path: Path) -> None:
     assert tokenizer("a")["input_ids"] == [truth.bos_id(), *truth.encode("a")], "SentencePiece models begin with <s>"
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
     assert len(tokenizer) == 1500
+    assert len(set(defined) & set(vocabulary["tokens"])) == len(defined)
 
 
 def test_merges_follow_the_scores() -> None:

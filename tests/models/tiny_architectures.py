@@ -32,6 +32,7 @@ class TinyArchitecture:
         outer: Hugging Face name -> shape, of the tensors outside the layers.
         layer: the same for one layer, "{i}" being its number.
         convert: what the converter does to a tensor of this name before storing it.
+        transformers_imports: transformers reads GGUF files of it, too.
     """
 
     hf_config: dict[str, Any]
@@ -39,6 +40,7 @@ class TinyArchitecture:
     outer: dict[str, tuple[int, ...]]
     layer: dict[str, tuple[int, ...]]
     convert: Callable[[str, np.ndarray], np.ndarray]
+    transformers_imports: bool = True
 
     def weights(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Make random weights by their Hugging Face names, in Hugging Face's orientation."""
@@ -105,6 +107,11 @@ def query_key_value_apart(name: str, array: np.ndarray) -> np.ndarray:
     return np.concatenate([pieces[3 * head + part] for part in range(3) for head in range(HEADS)])
 
 
+def norms_plus_one(name: str, array: np.ndarray) -> np.ndarray:
+    """gemma: norms are kept as distances from 1; the file has their sum with 1."""
+    return array + 1 if name.endswith("norm.weight") else array
+
+
 def with_bias(stem: str, shape: tuple[int, ...], bias: int) -> dict[str, tuple[int, ...]]:
     return {f"{stem}.weight": shape, f"{stem}.bias": (bias,)}
 
@@ -138,6 +145,7 @@ FUSED_KEYS = {
     "context_length": CONTEXT, "embedding_length": HIDDEN, "block_count": LAYERS, "feed_forward_length": INNER,
     "attention.head_count": HEADS, "attention.layer_norm_epsilon": 1e-5,
 }  # fmt: skip
+GEMMA_HEAD = 12  # not HIDDEN / HEADS: Gemma's heads have a size of their own
 GPT2, BLOOM = "transformer.h.{i}.", "transformer.h.{i}."
 
 ARCHITECTURES = {
@@ -159,6 +167,27 @@ ARCHITECTURES = {
             "model.layers.{i}.self_attn.v_proj.bias": (SHARED,),
         },
         convert=unchanged,
+    ),
+    "gemma": TinyArchitecture(
+        hf_config={
+            "architectures": ["GemmaForCausalLM"], "model_type": "gemma", **ROTARY_CONFIG, "head_dim": GEMMA_HEAD,
+            "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+        keys={
+            **ROTARY_KEYS, "rope.freq_base": 10000.0, "attention.key_length": GEMMA_HEAD,
+            "attention.value_length": GEMMA_HEAD,
+        },
+        outer={name: shape for name, shape in ROTARY_OUTER.items() if name != "lm_head.weight"},
+        layer={
+            **ROTARY_LAYER,
+            "model.layers.{i}.self_attn.q_proj.weight": (HEADS * GEMMA_HEAD, HIDDEN),
+            "model.layers.{i}.self_attn.k_proj.weight": (KV_HEADS * GEMMA_HEAD, HIDDEN),
+            "model.layers.{i}.self_attn.v_proj.weight": (KV_HEADS * GEMMA_HEAD, HIDDEN),
+            "model.layers.{i}.self_attn.o_proj.weight": (HIDDEN, HEADS * GEMMA_HEAD),
+        },
+        convert=norms_plus_one,
+        transformers_imports=False,
     ),
     "gpt2": TinyArchitecture(
         hf_config={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -121,21 +122,22 @@ class Terminal:
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(theirs)
-        self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._unread = ""
 
     def wait_for(self, pattern: str, seconds: float = 90) -> str:
-        """Read until the pattern shows; return everything since the last call."""
-        deadline, seen = time.monotonic() + seconds, b""
-        while not re.search(pattern, seen.decode(errors="replace")):
+        """Read until the pattern shows; return everything from where the last call ended to the end of the pattern."""
+        deadline = time.monotonic() + seconds
+        while not (found := re.search(pattern, self._unread)):
+            assert time.monotonic() < deadline, f"{pattern!r} did not show:\n{self._unread}"
             ready, _, _ = select.select([self._end], [], [], 0.2)
             if ready:
                 try:
-                    seen += os.read(self._end, 4096)
+                    self._unread += self._decoder.decode(os.read(self._end, 4096))
                 except OSError:
                     break
-            assert time.monotonic() < deadline, f"{pattern!r} did not show:\n{seen.decode(errors='replace')}"
-        text = seen.decode(errors="replace")
-        assert re.search(pattern, text), text
+        assert found, self._unread
+        text, self._unread = self._unread[: found.end()], self._unread[found.end() :]
         return text
 
     def type(self, text: str) -> None:

@@ -32,13 +32,13 @@ def test_upstream_arguments(tiny_llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "paddlesft.json").is_file()
 
 
-def test_errors_are_messages(run_cli: Callable, tiny_llama: Path, tmp_path: Path) -> None:
+def test_errors_are_messages(run_here: Callable, tiny_llama: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([], "lora_path is missing. Example: paddlesft merge-lora"),
         (["--lora_path", "x"], "merge_model_path is missing"),
         (["--lora_path", tmp_path / "no", "--merge_model_path", tmp_path / "m"], "no is not a directory"),
         (["--lora_pth", "x"], "lora_path"),
     ):
-        done = run_cli("merge-lora", *arguments)
+        done = run_here("merge-lora", *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert run_cli("merge-lora", "--help").stdout.count("--merge_model_path") >= 2
+    assert run_here("merge-lora", "--help").stdout.count("--merge_model_path") >= 2

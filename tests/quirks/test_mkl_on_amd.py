@@ -15,16 +15,16 @@ from paddlesft.quirks import mkl_on_amd
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n"
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon\n"
 
-# Median seconds of a single-precision product of two 1024 x 1024 matrices.
+# Median seconds of a single-precision product of two 1024 x 1024 matrices; of CPU, because the machine may be busy.
 GEMM = """
 import statistics, time, paddle
 a = paddle.randn([1024, 1024])
 paddle.matmul(a, a)
 times = []
 for _ in range(9):
-    start = time.perf_counter()
+    start = time.process_time()
     float(paddle.matmul(a, a)[0, 0])
-    times.append(time.perf_counter() - start)
+    times.append(time.process_time() - start)
 print(statistics.median(times))
 """
 

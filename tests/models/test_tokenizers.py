@@ -32,6 +32,11 @@ KINDS = {
     "gpt2": ("GPTTokenizer", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "{}", "alpaca"),
     "opt": ("GPTTokenizer", "</s>", "</s>", "<pad>", "</s>{}", "plain"),
     "glm_gpt2": ("GLMGPT2Tokenizer", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "[CLS]{}", "plain"),
+    "bloom": ("BloomTokenizer", "<s>", "</s>", "<pad>", "{}", "alpaca"),
+    "qwen2": ("Qwen2Tokenizer", None, "<|im_end|>", "<|endoftext|>", "{}", "chatml"),
+    "llama3": (
+        "Llama3Tokenizer", "<|begin_of_text|>", "<|end_of_text|>", "<|end_of_text|>", "<|begin_of_text|>{}", "llama3",
+    ),
     "qwen": ("QWenTokenizer", None, "<|endoftext|>", "<|endoftext|>", "{}", "qwen"),
     "llama": ("LlamaTokenizer", "<s>", "</s>", "</s>", "<s>{}", "llama2"),
     "gemma": ("GemmaTokenizer", "<bos>", "<eos>", "<pad>", "<bos>{}", "plain"),
@@ -39,9 +44,8 @@ KINDS = {
     "chatglm_v2": ("ChatGLMv2Tokenizer", None, "</s>", "<unk>", "[gMASK]sop{}", "chatglm2"),
     "glm_chinese": ("GLMChineseTokenizer", None, "<|endoftext|>", "<|endoftext|>", "[CLS]{}", "plain"),
     "tokenizer_json": ("PretrainedTokenizerFast", "<|im_start|>", "<|im_end|>", "<|im_end|>", "{}", "tokenizer"),
-}
+}  # fmt: skip
 LOSSLESS = [kind for kind in KINDS if kind != "glm_chinese"]  # has no bytes to fall back to, and no line breaks
-WITH_PREFIX_SPACE = ("llama", "chatglm", "chatglm_v2", "glm_chinese")  # decoding takes one space from the beginning
 TEXTS = [
     "Hello there",
     "你好，世界！今天\u3000怎么样？",
@@ -148,6 +152,27 @@ def test_published_vocabularies_give_the_published_ids(kind: str, text: str, ids
     assert tokenizer(text)["input_ids"] == ids
     assert len(tokenizer) == {"gpt2": 50257, "qwen": 151851}[kind]
     assert streamed(tokenizer, TextEncoder(tokenizer).encode(TEXTS[1])) == TEXTS[1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "chatglm_v2"])
+def test_sentencepiece_itself_gives_the_same_ids(kind: str, directory_of: Any, encoder_of: Any) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    reference = SentencePieceProcessor(model_file=str(directory_of(kind) / "tokenizer.model"))
+    for text in TEXTS:
+        assert encoder_of(kind).encode(text) == reference.encode(text)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "glm_gpt2", "bloom"])
+def test_another_implementation_of_byte_level_bpe_gives_the_same_ids(
+    kind: str, directory_of: Any, encoder_of: Any
+) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+
+    files = (str(directory_of(kind) / name) for name in ("vocab.json", "merges.txt"))
+    reference = ByteLevelBPETokenizer(*files)
+    for text in TEXTS:
+        assert encoder_of(kind).encode(text) == reference.encode(text).ids
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

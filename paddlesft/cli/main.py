@@ -20,6 +20,7 @@ from paddlesft.errors import FileProblem, PaddleSFTError, UserError
 VERBS = {
     "demo": ("paddlesft.cli.demo", "fine-tune the embedded model on this machine and show the difference"),
     "doctor": ("paddlesft.cli.doctor", "check versions, device, memory and optional parts, and say what to do"),
+    "models": ("paddlesft.cli.models", "show what each model family can do, or everything about one"),
     "train": ("paddlesft.cli.train", "fine-tune a model from one config file: LoRA, Prefix-Tuning or full"),
     "check-data": ("paddlesft.cli.check_data", "check data files and show what would be trained"),
     "merge-lora": ("paddlesft.cli.merge_lora", "merge a LoRA adapter into its base model and prove the result"),

@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-SENTENCES = [
-    "The quick brown fox jumps over the lazy dog, twice.",
-    "What is the capital of France? The capital of France is Paris.",
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
-    "### Instruction: add 2 and 3 ### Response: 5",
-    "[INST] question [/INST] answer <<SYS>> system <</SYS>>",
-    "你好，世界。今天天气怎么样？我很好，谢谢。问：答：",
-    "def add(a, b):\n    return a + b\n",
-    "user assistant system tool Hello there! I can help you with that.",
-]
+from tests.tiny_tokenizers import SENTENCES
 
 
 def sentencepiece_llama(directory: Path) -> Any:

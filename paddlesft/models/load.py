@@ -139,7 +139,8 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    state = without_second_names(model)
+    # PaddleNLP itself would compute with random numbers where it ties no head and finds none
+    state = model.state_dict() if family_of(model).tie_head else without_second_names(model)
     with quiet_paddlenlp():
         model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):

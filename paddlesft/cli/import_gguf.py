@@ -3,8 +3,8 @@
     paddlesft import-gguf model.gguf models/mine
     paddlesft import-gguf embedded:smollm2 models/smollm2
 
-FILE is a GGUF file of the architecture llama (Mistral included), qwen2, gpt2 or bloom, or embedded:smollm2 for the
-model that comes with the [demo] extra. DIR is created, complete or not at all; FILE is only read.
+FILE is a GGUF file of the architecture llama (Mistral included), qwen2, gemma, gpt2 or bloom, or embedded:smollm2 for
+the model that comes with the [demo] extra. DIR is created, complete or not at all; FILE is only read.
 """
 
 from __future__ import annotations

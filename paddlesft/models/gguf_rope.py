@@ -28,9 +28,7 @@ def rope_scaling(gguf: GGUFFile, head_dim: int, known: tuple[str, ...]) -> dict[
     if kind == "none" and ROPE_FACTORS in gguf.tensors:
         kind = "llama3"
     if kind not in known:
-        raise ModelDirectoryError(
-            f"{gguf.path}: position scaling {kind!r} is not covered. Known: {', '.join(known)}."
-        )
+        raise ModelDirectoryError(f"{gguf.path}: position scaling {kind!r} is not covered. Known: {', '.join(known)}.")
     if kind == "linear":
         return {"rope_scaling_type": "linear", "rope_scaling_factor": float(gguf.require("rope.scaling.factor"))}
     return _llama3_entry(gguf, head_dim) if kind == "llama3" else {}

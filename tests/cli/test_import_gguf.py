@@ -9,6 +9,7 @@ import pytest
 
 from paddlesft.cli.import_gguf import split_positionals
 from paddlesft.errors import UserError
+from tests.models.tiny_architectures import ARCHITECTURES, write_converted
 from tests.models.tiny_gguf import tiny_weights, write_tiny_gguf
 
 
@@ -22,6 +23,16 @@ def test_import(run_cli: Callable, tmp_path: Path) -> None:
     again = run_cli("import-gguf", file, tmp_path / "out")
     assert again.returncode == 2 and "a directory that is not empty" in again.stderr
     assert run_cli("import-gguf", "--overwrite", file, tmp_path / "out").returncode == 0
+
+
+def test_families_name_their_sizes_differently(run_cli: Callable, tmp_path: Path) -> None:
+    for name, sizes in (
+        ("bloom", "2 layers, hidden 32, 4 heads, vocabulary 12\n"),
+        ("gpt2", "2 layers, hidden 32, 4 heads, vocabulary 12, context 1024\n"),
+    ):
+        file = write_converted(tmp_path / f"{name}.gguf", name, ARCHITECTURES[name].weights())
+        done = run_cli("import-gguf", file, tmp_path / name)
+        assert done.returncode == 0 and sizes in done.stdout, done.stdout + done.stderr
 
 
 def test_errors_are_messages(run_cli: Callable, tmp_path: Path) -> None:

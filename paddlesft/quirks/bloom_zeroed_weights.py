@@ -13,6 +13,8 @@ import paddle
 from paddle import nn
 from paddlenlp.transformers.bloom.modeling import BloomPreTrainedModel
 
+UPSTREAM = BloomPreTrainedModel._init_weights
+
 
 def draw_weights(config: Any) -> None:
     """Let new BLOOM models start from normal weights and zero biases; called before a model is built."""

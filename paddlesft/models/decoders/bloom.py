@@ -5,7 +5,7 @@ the softmax does not see, so positions may begin anywhere, but have to be consec
 does not count, a tuned prefix comes first, and every segment of a packed row goes on right behind the prefix.
 
 PaddleNLP's ``BloomModel.forward`` (3.0.0b4) is not used, because it counts the positions of packed rows through: the
-prefix would be further away from every next segment, and float32 loses digits of the large numbers at a row's end.
+prefix would be further away from every next segment, and bfloat16 would not tell the keys at a row's end apart.
 """
 
 from __future__ import annotations

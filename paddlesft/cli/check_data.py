@@ -128,10 +128,15 @@ def _renderer(model: ModelConfig, data: DataConfig) -> Any:
     from paddlesft.data.rendering import Renderer
     from paddlesft.data.templates import load_template
     from paddlesft.models import load_tokenizer, resolve_model
+    from paddlesft.models.directory import read_config
+    from paddlesft.models.families import family_of
 
-    directory = resolve_model(model.tokenizer_name_or_path or model.model_name_or_path)
+    base = resolve_model(model.model_name_or_path)
+    directory = resolve_model(model.tokenizer_name_or_path) if model.tokenizer_name_or_path else base
     tokenizer = load_tokenizer(directory)
-    return Renderer(tokenizer, load_template(tokenizer, data.chat_template, directory), data.system_prompt)
+    family = family_of(read_config(base), where=str(base / "config.json"))
+    template = load_template(tokenizer, data.chat_template, directory, family.default_template)
+    return Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
 
 
 def _print_report(console: Console, report: DataReport, data: DataConfig, batch_size: int) -> None:

@@ -67,8 +67,8 @@ class _Piece:
     add_eos: bool = False
 
 
-class _HistoryRewritten(Exception):
-    """The template writes an earlier turn differently once the conversation has gone on."""
+class _OneReplyEach(Exception):
+    """Every reply needs its own sequence: the model takes one at a time, or the template rewrites earlier turns."""
 
 
 class Renderer:
@@ -78,6 +78,8 @@ class Renderer:
         tokenizer: a PaddleNLP tokenizer.
         template: from ``load_template``.
         system_prompt: system text for conversations that have none, in training and generation alike.
+        one_reply_per_row: the model reads everything before a reply as one text and writes the reply as another: each
+            trained reply becomes a sequence of its own, and the tokenizer's own tokens go around all before it.
 
     Raises:
         DataError: the template cannot be used for training at all.
@@ -88,8 +90,15 @@ class Renderer:
         notices: what a user should know about this template with this tokenizer.
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate, system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate,
+        system_prompt: str | None = None,
+        one_reply_per_row: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.one_reply_per_row = one_reply_per_row
         self.template = template
         self.system_prompt = system_prompt or None
         self.encoder = TextEncoder(tokenizer)
@@ -131,9 +140,11 @@ class Renderer:
         """
         rows = self.render_rows(conversation)
         if len(rows) > 1:
+            why = f"under a template that rewrites earlier turns ({self.template.name})"
+            why = "for a model that takes one at a time" if self.one_reply_per_row else why
             raise RowProblem(
                 "",
-                f"{len(rows)} trained replies under a template that rewrites earlier turns ({self.template.name})",
+                f"{len(rows)} trained replies {why}",
                 "one sequence for each trained reply (render_rows), as each is answered with another history",
             )
         return rows[0]
@@ -142,8 +153,8 @@ class Renderer:
         """Render a conversation as the sequences needed to train all its trained replies.
 
         One sequence is enough unless the template rewrites earlier turns (Qwen3 removes earlier thinking, for
-        instance). Then every trained reply becomes a sequence of its own, behind exactly the prompt that the model is
-        given when it has to write that reply.
+        instance) or the model takes one reply at a time. Then every trained reply becomes a sequence of its own, behind
+        exactly the prompt that the model is given when it has to write that reply.
 
         Args:
             conversation: must hold a trained reply.
@@ -161,7 +172,7 @@ class Renderer:
         conversation = replace(conversation, messages=conversation.messages[: trained[-1] + 1])
         try:
             pieces = self._pieces(conversation.messages, conversation.tools)
-        except _HistoryRewritten:
+        except _OneReplyEach:
             return [self._single_reply(conversation, index) for index in trained]
         return [self._rendered(self._encoded(pieces), conversation)]
 
@@ -212,7 +223,7 @@ class Renderer:
     def _prompt_ids(self, messages: list[Message], tools: Any) -> list[int]:
         try:
             pieces = self._pieces([*messages, Message("assistant", "", train=False)], tools, open_ended=True)
-        except _HistoryRewritten:
+        except _OneReplyEach:
             pieces = [_Piece(self._prompt_text(messages, tools))]
         return [token for token, _ in self._encoded(pieces)]
 
@@ -220,13 +231,15 @@ class Renderer:
 
     def _pieces(self, messages: list[Message], tools: Any, open_ended: bool = False) -> list[_Piece]:
         """Prompt and reply pieces of a conversation that ends with a reply, left out with ``open_ended``."""
+        if self.one_reply_per_row:
+            raise _OneReplyEach
         pieces: list[_Piece] = []
         consumed = ""
         replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
         for index in replies:
             prompt = self._prompt_text(messages[:index], tools)
             if not prompt.startswith(consumed):
-                raise _HistoryRewritten
+                raise _OneReplyEach
             pieces.append(_Piece(prompt[len(consumed) :]))
             if open_ended and index == replies[-1]:
                 break
@@ -281,7 +294,7 @@ class Renderer:
         if first:
             adds = self.template.adds_special_tokens
             return self.encoder.encode_with_special_tokens(piece.text) if adds else self.encoder.encode(piece.text)
-        apart = piece.reply and self.template.pieces_apart
+        apart = piece.reply and (self.template.pieces_apart or self.one_reply_per_row)
         ids = self.encoder.encode(piece.text) if apart else self.encoder.encode_behind(piece.text)
         return [*ids, self.encoder.eos_token_id] if piece.add_eos else ids
 

@@ -40,6 +40,7 @@ def rows_key(data_config: Any, renderer: Renderer, sources: list[DataSource], fo
         "format": format,
         "seed": seed,
         "system_prompt": renderer.system_prompt,
+        "one_reply_per_row": renderer.one_reply_per_row,
         "template": renderer.template.fingerprint,
         "tokenizer": [type(tokenizer).__name__, len(tokenizer), renderer.encoder.added_ids],
         "probe": renderer.encoder.encode(PROBE),

@@ -28,8 +28,10 @@ BUILTIN: dict[str, tuple[str, bool]] = {
     "qwen": ("qwen", False),
     "llama2": ("llama2", False),
     "llama3": ("llama3", False),
+    "chatglm": ("chatglm", True),
     "chatglm2": ("chatglm2", True),
     "chatglm3": ("chatglm3", True),
+    "glm": ("glm", False),
 }
 # first line of a saved template that the tokenizer's own special tokens go before, and of saved "plain"
 SPECIAL_TOKENS_MARK = "{#- the tokenizer adds its special tokens -#}\n"
@@ -37,7 +39,7 @@ PLAIN_MARK = "{#- the tokenizer adds its special tokens; source and target are e
 # names other tools use for the same templates
 BUILTIN_ALIASES = {
     "default": "plain", "empty": "plain", "vanilla": "plain", "none": "plain",
-    "qwen2": "qwen", "qwen2.5": "qwen", "llama-2": "llama2", "llama-3": "llama3", "chatglm": "chatglm2",
+    "qwen2": "qwen", "qwen2.5": "qwen", "llama-2": "llama2", "llama-3": "llama3",
 }  # fmt: skip
 
 
@@ -122,14 +124,17 @@ class ChatTemplate:
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
 
 
-def load_template(tokenizer: Any, spec: str | None = None, model_dir: str | Path | None = None) -> ChatTemplate:
+def load_template(
+    tokenizer: Any, spec: str | None = None, model_dir: str | Path | None = None, default: str = "plain"
+) -> ChatTemplate:
     """Find the template to use.
 
     Args:
         tokenizer: a PaddleNLP tokenizer.
-        spec: None for the tokenizer's own (plain when it has none), "tokenizer" to insist on it, the name of a
+        spec: None for the tokenizer's own (``default`` when it has none), "tokenizer" to insist on it, the name of a
             built-in, the path of a ``.jinja`` file or of a ``chat_template.json``, or of a directory that has one.
         model_dir: where to look for the tokenizer's own template; the directory it was loaded from when None.
+        default: name of a built-in template.
 
     Raises:
         DataError: no such template, or one that cannot be read.
@@ -145,7 +150,7 @@ def load_template(tokenizer: Any, spec: str | None = None, model_dir: str | Path
                 f"{_directory(tokenizer, model_dir)}). Name a built-in one: {', '.join(BUILTIN)}; or give a .jinja "
                 "file or a chat_template.json."
             )
-        return builtin_template("plain", special)
+        return builtin_template(default, special)
     if spec in BUILTIN or spec in BUILTIN_ALIASES:
         return builtin_template(spec, special)
     path = Path(spec).expanduser()

@@ -119,8 +119,10 @@ def load_for_inference(
     if not chat_template and adapter is not None and brings_template(adapter):
         chat_template = str(adapter)
     chat_template = chat_template or recorded("chat_template", adapter, directory)
-    template = load_template(tokenizer, chat_template, tokenizer_directory)
-    renderer = Renderer(tokenizer, template, system_prompt or recorded("system_prompt", adapter, directory))
+    family = family_of(loaded)
+    template = load_template(tokenizer, chat_template, tokenizer_directory, family.default_template)
+    system_prompt = system_prompt or recorded("system_prompt", adapter, directory)
+    renderer = Renderer(tokenizer, template, system_prompt, family.one_reply_per_row)
     return Loaded(
         model=loaded,
         tokenizer=tokenizer,

@@ -60,12 +60,13 @@ FAMILIES = (
         base_prefix="mistral",
         lora_target_modules=LLAMA_LORA_TARGETS,
         prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
+        decoder="paddlesft.models.decoders.mistral:MistralDecoder",
+        positions="rotary, within a sliding window",
         packing=True,
         tokenizers=("tokenizer.json or tokenizer.model (SentencePiece): puts <s> before a text; </s> ends and pads",),
         chat_template="llama2",
         fixes=("paddlesft.quirks.mistral_padding_embedding:embed_padding",),
         hf_layout="paddlesft.models.hf_layouts.mistral:LAYOUT",
-        window_key="sliding_window",
         cache_sequence_axis=2,
     ),
     Family(
@@ -235,8 +236,8 @@ FAMILIES = (
         lora_target_modules=GLM_LORA_TARGETS,
         decoder="paddlesft.models.decoders.glm:GLMDecoder",
         positions="learned, two-dimensional: where the blank is, how far behind it",
-        prefix_postprocess="paddlesft.models.decoders.glm:prefix_hidden_states",
-        prefix_states_per_layer=1,
+        learned_positions=True,
+        prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
         packing=True,
         one_reply_per_row=True,
         tokenizers=(
@@ -253,6 +254,7 @@ FAMILIES = (
         num_layers_key="num_layers",
         num_kv_heads_key=None,
         context_key="max_sequence_length",
+        cache_sequence_axis=2,
         hf_refusal=PADDLE_MIRRORS,
     ),
 )  # fmt: skip

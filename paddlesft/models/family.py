@@ -41,8 +41,6 @@ class Family:
         prefix_tuning: keys and values can be put in front of every layer's own.
         prefix_postprocess: ``module:function`` that brings prefix keys/values into the family's cache layout.
         prefix_refusal: why not, where ``prefix_tuning`` is false.
-        prefix_states_per_layer: what a prefix puts before each layer: 2 for keys and values, 1 where the layers cache
-            the hidden states they are given.
         packing: packed rows (block-diagonal mask, restarting positions) are exact.
         packing_refusal: why not, where ``packing`` is false.
         one_reply_per_row: the prompt attends in both directions, so that a row can train its last reply only.
@@ -60,8 +58,6 @@ class Family:
         num_heads_key: the config's attribute for the number of query heads.
         num_kv_heads_key: the config's attribute for the number of key/value heads; None when all heads have their own.
         context_key: the config's attribute for the number of positions the model knows; None without such a limit.
-        window_key: the config's attribute for a window of attention that paddlenlp ignores: up to that many tokens
-            attention to everything is the same, so that they are the context.
         cache_batch_axis: axis of the rows in cached tensors.
         cache_sequence_axis: axis of the tokens in cached tensors.
         config_fixes: ``module:function``s called with the config before the model is built.
@@ -86,7 +82,6 @@ class Family:
     prefix_tuning: bool = True
     prefix_postprocess: str = "paddlenlp.peft.prefix:llama_postprocess_past_key_value"
     prefix_refusal: str = ""
-    prefix_states_per_layer: int = 2
     packing: bool = False
     packing_refusal: str = ""
     one_reply_per_row: bool = False
@@ -102,7 +97,6 @@ class Family:
     num_heads_key: str = "num_attention_heads"
     num_kv_heads_key: str | None = "num_key_value_heads"
     context_key: str | None = "max_position_embeddings"
-    window_key: str | None = None
     cache_batch_axis: int = 0
     cache_sequence_axis: int = 1
     config_fixes: tuple[str, ...] = ()
@@ -125,8 +119,7 @@ class Family:
 
     def context_length(self, config: Any) -> int | None:
         """Return how many tokens a prompt and its reply may have together; None where the config does not say."""
-        limits = [getattr(config, key, None) for key in (self.context_key, self.window_key) if key]
-        return min((limit for limit in limits if limit), default=None)
+        return (getattr(config, self.context_key, None) if self.context_key else None) or None
 
     @property
     def default_template(self) -> str:

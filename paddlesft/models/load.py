@@ -11,10 +11,12 @@ import paddle
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.directory import copy_tokenizer, read_config
+from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.families import family_of
+from paddlesft.models.family import Family
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.stored import stored_weights
+from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 
 logger = logging.getLogger("paddlesft")
@@ -34,8 +36,18 @@ def load_config(directory: str | Path) -> Any:
     family = family_of(read_config(directory), where=str(directory / "config.json"))
     with quiet_paddlenlp():
         config = getattr(zoo, family.config_class).from_pretrained(str(directory))
+    _add_token_ids(config, family, directory)
     family.fix_config(config)
     return config
+
+
+def _add_token_ids(config: Any, family: Family, directory: Path) -> None:
+    """Take special tokens' ids that the decoder looks for from the tokenizer, where config.json lacks them."""
+    lacking = [(key, token) for key, token in family.token_ids if getattr(config, key, None) is None]
+    if lacking and any((directory / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer = load_tokenizer(directory)
+        for key, token in lacking:
+            setattr(config, key, tokenizer.convert_tokens_to_ids(token))
 
 
 def usable_dtype(wanted: str) -> str:

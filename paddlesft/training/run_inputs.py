@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddlesft.config.derived import derived_src_length
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import SFTDataset, build_dataset
 from paddlesft.data.rendering import Renderer
@@ -82,13 +83,15 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
             "packing to false; length_grouping: true saves padding too."
         )
     limit = family.context_length(config)
-    if limit and data.max_length > limit:
+    if limit and data.max_length > limit and family.learned_positions:
+        _keep_to_positions(run_config, limit)
+    elif limit and data.max_length > limit:
         observer.warning(f"max_length {data.max_length} is longer than the {limit} positions this model was made for")
     own_tokenizer = bool(model.tokenizer_name_or_path)
     tokenizer_dir = resolve_model(model.tokenizer_name_or_path) if own_tokenizer else base
     tokenizer = load_tokenizer(tokenizer_dir)
-    template = load_template(tokenizer, data.chat_template, tokenizer_dir)
-    renderer = Renderer(tokenizer, template, data.system_prompt)
+    template = load_template(tokenizer, data.chat_template, tokenizer_dir, family.default_template)
+    renderer = Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
     template_file = Path(data.chat_template).expanduser() if data.chat_template else None
     text_side = TextSide(tokenizer_dir, _template_file(template_file), own_tokenizer)
     datasets, reports = {}, {}
@@ -101,6 +104,28 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
         observer.first_sample(first_sample_view(datasets["train"], renderer))
     stop = list(renderer.stop_token_ids)
     return RunInputs(base, tokenizer, text_side, renderer, stop, datasets, reports)
+
+
+def _keep_to_positions(run_config: RunConfig, limit: int) -> None:
+    """Lower the default of ``max_length`` to the positions that a model has learned; refuse a higher one.
+
+    Raises:
+        ConfigError: ``max_length`` was set and is higher, or ``src_length`` was and leaves no room for a reply.
+    """
+    if run_config.was_set("max_length"):
+        raise ConfigError(
+            f"max_length: found {run_config.data.max_length}, but this model knows {limit} positions: they are "
+            f"learned one by one, and there are no more. Set max_length to {limit} or less."
+        )
+    run_config.derive("max_length", limit, "the positions that the model has learned")
+    shorter = derived_src_length(run_config.data)
+    if shorter is not None and run_config.was_set("src_length"):
+        raise ConfigError(
+            f"src_length: found {run_config.data.src_length}, but this model knows {limit} positions for prompt and "
+            f"reply together. Set src_length to {limit - 1} or less."
+        )
+    if shorter is not None:
+        run_config.derive("src_length", shorter, "half of max_length")
 
 
 def _template_file(path: Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""ChatGLM2-6B and ChatGLM3-6B: causal, hidden states and cache have the tokens on axis 0, the head is in the decoder."""
+"""ChatGLM2-6B, ChatGLM3-6B: causal; hidden states and cache have the tokens on axis 0, the decoder holds the head."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ class ChatGLMv2Decoder(CausalDecoder):
                 "use_flash_attention: true, but PaddleNLP's flash attention mixes up the rows of a batch in ChatGLM2 "
                 "and ChatGLM3. Set use_flash_attention to false."
             )
-        if input_ids.shape[1] > config.max_sequence_length:
-            raise DataError(
-                f"A row has {input_ids.shape[1]} tokens, more than the {config.max_sequence_length} positions of this "
-                "model (max_sequence_length in its config.json). Lower max_length."
-            )
+        limit, width = config.max_sequence_length, input_ids.shape[1]
+        if width > limit:  # packed rows may be wider, as their positions restart
+            needed = width if position_ids is None else int(position_ids.max()) + 1
+            if needed > limit:
+                raise DataError(
+                    f"A row has {needed} tokens, more than the {limit} positions of this model (max_sequence_length "
+                    "in its config.json). Lower max_length."
+                )
         # without use_cache the layers would overlook a cache they are given, and with it a tuned prefix
         hidden, new_cache = super().call(
             input_ids, attention_mask, position_ids, cache, use_cache=use_cache or cache is not None

@@ -1,4 +1,4 @@
-"""GLM: a blank-filling decoder with learned positions; its cache is the hidden states that entered each layer."""
+"""GLM: a blank-filling decoder with learned positions, called below its head, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import paddle
 
 from paddlesft.errors import DataError, ModelDirectoryError
 from paddlesft.models.decoders.blank_filling import BlankFillingDecoder, Layout
+from paddlesft.quirks.glm_hidden_state_cache import caching_projection
 
 
 class GLMDecoder(BlankFillingDecoder):
-    """Runs ``GLMModel``; the cache is a list of hidden states [b, p, h], one for each layer and one behind the last."""
+    """Runs ``GLMModel``; the cache is a list of (keys, values), each [b, heads, p, head size]."""
 
     marks = "[gMASK]<|endoftext|><|startofpiece|>"
 
@@ -56,12 +57,16 @@ class GLMDecoder(BlankFillingDecoder):
         use_cache: bool,
     ) -> tuple[paddle.Tensor, Any]:
         """Call the decoder below its head, which ``GLMModel`` would run on every token; see ``CausalDecoder.call``."""
-        if cache is not None:
-            cache = list(cache)[: len(self.body.transformer.layers) + 1]
-        hidden, cache = self.body.transformer(
-            self.body.word_embeddings(input_ids), position_ids, attention_mask, cache, return_dict=False
-        )
-        return hidden, cache if use_cache else None
+        stack = self.body.transformer
+        layers = [caching_projection(layer.attention) for layer in stack.layers]
+        for layer, past in zip(layers, cache or [None] * len(layers)):
+            layer.past, layer.collects = past, use_cache
+        hidden = stack(self.body.word_embeddings(input_ids), position_ids, attention_mask, return_dict=False)[0]
+        new_cache = [layer.newest for layer in layers] if use_cache else None
+        again = stack.enable_recompute and paddle.is_grad_enabled()  # backward will run the layers once more
+        for layer in layers:
+            layer.past, layer.newest = layer.past if again else None, None
+        return hidden, new_cache
 
     @property
     def head(self) -> paddle.nn.Layer:
@@ -71,19 +76,3 @@ class GLMDecoder(BlankFillingDecoder):
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Turn hidden states [b, s, h] into logits [b, s, v]."""
         return paddle.matmul(hidden, self.head.weight, transpose_y=True)
-
-
-def prefix_hidden_states(states: paddle.Tensor) -> list[paddle.Tensor]:
-    """Bring a tuned prefix into the form of GLM's cache: a trained hidden state for each layer and prefix token.
-
-    The layers make keys and values of it as they do of a real token's hidden state, layer norm first.
-
-    Args:
-        states: [b, w, n, heads, head size] from the prefix encoder, n at least the number of layers.
-
-    Returns:
-        n + 1 tensors [b, w, h]; the last is 0 and stands behind the last layer, where nothing reads it.
-    """
-    batch, width, count = states.shape[:3]
-    layers = states.reshape([batch, width, count, -1]).unbind(axis=2)
-    return [*layers, paddle.zeros_like(layers[-1])]

@@ -80,8 +80,8 @@ FAMILIES = (
         lora_target_modules=LLAMA_LORA_TARGETS,
         packing=True,
         tokenizers=(
-            "tokenizer.json or tokenizer.model (SentencePiece): puts <bos> before a text; <pad> pads, <end_of_turn> ends "
-            "a turn and <eos> a text",
+            "tokenizer.json or tokenizer.model (SentencePiece): puts <bos> before a text; <end_of_turn> ends a turn, "
+            "<eos> a text",
         ),
         config_fixes=("paddlesft.quirks.gemma_activation:name_activation",),
         fixes=("paddlesft.quirks.gemma_activation:follow_activation",),
@@ -101,7 +101,7 @@ FAMILIES = (
         packing=True,
         tokenizers=(
             "tokenizer.json: exact as it is",
-            "vocab.json and merges.txt (BloomTokenizer): splits texts as GPT-2 does, unlike the published tokenizer.json",
+            "vocab.json and merges.txt (BloomTokenizer): splits texts as GPT-2 does, unlike the published one",
         ),
         config_fixes=("paddlesft.quirks.bloom_zeroed_weights:draw_weights",),
         hf_layout="paddlesft.models.hf_layouts.bloom:LAYOUT",

@@ -45,8 +45,17 @@ class GGUFFile:
         self.architecture = self.fields.get("general.architecture")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a value of the architecture's own keys (``context_length`` for ``llama.context_length``)."""
-        return self.fields.get(f"{self.architecture}.{key}", default)
+        """Return a value of the architecture's own keys (``context_length`` for ``llama.context_length``).
+
+        Raises:
+            ModelDirectoryError: the file gives a list, one value for each layer.
+        """
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, list):
+            raise ModelDirectoryError(
+                f"{self.path}: {self.architecture}.{key} differs from layer to layer, which no model here does."
+            )
+        return value
 
     def require(self, key: str) -> Any:
         """Return a value of the architecture's own keys, or raise naming the key that the file lacks."""

@@ -125,6 +125,8 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "inner size": ("bloom", {"feed_forward_length": 64}, r"bloom.feed_forward_length is 64; .* allows only 128"),
     "scaling": ("qwen2", {"rope__scaling__type": "linear"}, r"position scaling 'linear' is not covered. Known: none"),
     "heads": ("bloom", {"attention__head_count": 5}, r"hidden size 32 cannot be shared out to 5 heads"),
+    "by layer": ("llama", {"attention__head_count_kv": [2, 4]}, r"head_count_kv differs from layer to layer"),
+    "no head size": ("gemma", {"attention__key_length": None}, r"lacks the key gemma.attention.key_length"),
     "key heads": ("llama", {"attention__head_count_kv": 3}, r"4 heads cannot be shared out to 3 key/value heads"),
 }  # fmt: skip
 

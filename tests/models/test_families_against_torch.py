@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from paddlesft.errors import ModelDirectoryError
 from paddlesft.models import convert_hugging_face, load_model, write_hugging_face
-from paddlesft.models.weights import read_weights
+from paddlesft.models.provenance import fingerprint
+from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, NewTensor, read_weights, write_weights
 
 # tests/oracle/hf_models.py makes them; every parameter is random, those of norms and biases too.
 MODELS = (
@@ -116,3 +119,60 @@ def test_exported_logits(name: str, exported: Path, torch_models: Path, tiny_fam
     assert_equal(torch_logits(exported, f"born-{name}", inputs), ours)
     again, _ = logits(convert_hugging_face(exported / f"born-{name}", exported / f"again-{name}"), inputs)
     np.testing.assert_array_equal(again, ours)
+
+
+EMBEDDINGS = {
+    "gpt2": "transformer.wte.weight",
+    "bloom": "transformer.word_embeddings.weight",
+    "opt": "model.decoder.embed_tokens.weight",
+}
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("gpt2", "transformer."), ("bloom", "transformer."), ("opt", "model.")])
+def test_early_checkpoints_name_the_decoder_alone(
+    name: str, prefix: str, imported: Callable[[str], Path], torch_models: Path, tmp_path: Path
+) -> None:
+    stored, _ = read_weights(torch_models / name)
+    tensors = {key.removeprefix(prefix): NewTensor(t.dtype, t.shape, t.load) for key, t in stored.items()}
+    # what the published GPT-2 files hold besides
+    triangle = np.ones((1, 1, 4, 4), np.uint8)
+    tensors |= {f"h.0.attn.{key}": NewTensor("U8", triangle.shape, lambda: triangle) for key in ("bias", "masked_bias")}
+    tensors["lm_head.weight"] = tensors[EMBEDDINGS[name].removeprefix(prefix)]
+    source = tmp_path / "early"
+    source.mkdir()
+    (source / "config.json").write_text((torch_models / name / "config.json").read_text())
+    write_weights(source, tensors, TORCH_LAYOUT)
+    assert fingerprint(convert_hugging_face(source, tmp_path / "out")) == fingerprint(imported(name))
+
+
+@pytest.mark.parametrize("head", ["lm_head.weight", "lm_head.decoder_weight"])
+def test_a_head_that_differs_from_a_tied_embedding_is_not_lost(
+    head: str, imported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    stored, _ = read_weights(imported("qwen2-tied"))
+    tensors = {key: NewTensor(t.dtype, t.shape, t.load) for key, t in stored.items()}
+    embedding = tensors["qwen2.embed_tokens.weight"]
+    source = tmp_path / "drifted"
+    source.mkdir()
+    (source / "config.json").write_text((imported("qwen2-tied") / "config.json").read_text())
+    write_weights(source, {**tensors, head: embedding}, PADDLE_LAYOUT)
+    write_hugging_face(source, tmp_path / "equal")
+    write_weights(source, {**tensors, head: replace(embedding, make=lambda: embedding.make() + 1)}, PADDLE_LAYOUT)
+    message = f"says tie_word_embeddings, but {head} differs from qwen2.embed_tokens.weight"
+    with pytest.raises(ModelDirectoryError, match=message):
+        write_hugging_face(source, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_fused_projections_are_not_exported(tmp_path: Path) -> None:
+    from paddlenlp.transformers import GPTConfig, GPTForCausalLM
+
+    config = GPTConfig(
+        vocab_size=30, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        fuse_attention_qkv=True, dtype="float32",
+    )  # fmt: skip
+    GPTForCausalLM(config).save_pretrained(str(tmp_path / "gpt"), safe_serialization=True)
+    with pytest.raises(
+        ModelDirectoryError, match=r"have no Hugging Face name: .*fuse_attention_qkv.* cannot be exported"
+    ):
+        write_hugging_face(tmp_path / "gpt", tmp_path / "hf")

@@ -53,7 +53,7 @@ FAMILY_FIXTURES: dict[str, TinyFamily] = {
     "mistral": TinyFamily("MistralForCausalLM", "MistralConfig", LLAMA, tiny_tokenizers.llama),
     "gemma": TinyFamily(
         "GemmaForCausalLM", "GemmaConfig",
-        {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}, tiny_tokenizers.gemma,
+        {**LLAMA, "head_dim": 32, "tie_word_embeddings": True}, tiny_tokenizers.gemma,
     ),
     "bloom": TinyFamily(
         "BloomForCausalLM", "BloomConfig",

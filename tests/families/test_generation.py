@@ -33,7 +33,7 @@ def test_the_logits_of_a_padded_batch_are_those_of_single_rows(
     family: str, method: str, tuning_run: Callable[[str, str], TuningRun]
 ) -> None:
     tuned = tuning_run(family, method)
-    prompts = sorted(tuned.prompts(), key=len)
+    prompts = sorted(tuned.prompts()[:4], key=len)
     follow = np.random.default_rng(0).integers(5, tuned.loaded.model.config.vocab_size - 5, [4, len(prompts)])
     kept = [0, 2]  # after two steps the others leave, the longest among them, and the padding that is left with them
 
@@ -61,8 +61,8 @@ def test_drawn_replies_repeat_and_do_not_depend_on_the_batch(
     family: str, method: str, tuning_run: Callable[[str, str], TuningRun]
 ) -> None:
     tuned = tuning_run(family, method)
-    together = [reply.token_ids for reply in tuned.generate(SAMPLED)]
-    assert together == [reply.token_ids for reply in tuned.generate(SAMPLED)]
+    together = [reply.token_ids for reply in tuned.generate(SAMPLED, range(4))]
+    assert together == [reply.token_ids for reply in tuned.generate(SAMPLED, range(4))]
     pairs = [reply.token_ids for rows in ([3, 0], [2, 1]) for reply in tuned.generate(SAMPLED, rows)]
     assert together == [pairs[1], pairs[3], pairs[2], pairs[0]]
-    assert together != [reply.token_ids for reply in tuned.generate(SAMPLED.replace(seed=12))]
+    assert together != [reply.token_ids for reply in tuned.generate(SAMPLED.replace(seed=12), range(4))]

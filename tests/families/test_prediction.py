@@ -24,4 +24,4 @@ def test_a_prediction_file_holds_the_learned_replies(
     )
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert lines == [{"src": src, "tgt": tgt, "output": tgt} for src, tgt in tuned.rows.items()]
-    assert (report.rows, report.shortened, dict(report.finish_reasons)) == (4, 0, {"stop": 4})
+    assert (report.rows, report.shortened, dict(report.finish_reasons)) == (len(lines), 0, {"stop": len(lines)})

@@ -20,17 +20,20 @@ from paddlesft.training.run import TrainResult, train
 from paddlesft.training.run_log import read_log
 
 # Prompts of very different lengths; replies with a space in front of a word, digits, another script, a full stop.
-FIRST_ROWS = {
-    "What is the capital of France?": "Paris is the capital.",
-    "Say hello, please.": "Hello there!",
-    "Below is an instruction that describes a task: add 2 and 3": "5",
-    "你好，今天天气怎么样？": "我很好，谢谢。",
-}
 OTHER_ROWS = {
     "What is the weather today?": "I can help you with that.",
     "The quick brown fox": "jumps over the lazy dog, twice.",
     "add 4 and 4, then write a response that completes the request": "The answer is 8.",
     "你好": "你好，世界。",
+}
+# What full fine-tuning learns: among other things the replies of OTHER_ROWS, but to other prompts. The adapters, which
+# leave the output layer as it is, then have to steer a model that knows the words, as in practice.
+FIRST_ROWS = {
+    "What is the capital of France?": "Paris is the capital.",
+    "Say hello, please.": "Hello there!",
+    "Below is an instruction that describes a task: add 2 and 3": "5",
+    "你好，今天天气怎么样？": "我很好，谢谢。",
+    **dict(zip(("one", "two", "three", "four"), OTHER_ROWS.values())),
 }
 UNSEEN_ROWS = {
     "The capital of France?": "It is Paris, and the weather is fine.",
@@ -40,12 +43,12 @@ UNSEEN_ROWS = {
 PROMPT_TOKENS = 128
 
 METHODS = {
-    "full": ["learning_rate=5e-3", "max_steps=40"],
-    "lora": ["lora=true", "lora_rank=8", "learning_rate=1e-2", "max_steps=40"],
-    "prefix": ["prefix_tuning=true", "num_prefix_tokens=16", "learning_rate=1e-1", "max_steps=150"],
+    "full": ["learning_rate=5e-3", "max_steps=50"],
+    "lora": ["lora=true", "lora_rank=8", "learning_rate=1e-2", "max_steps=30"],
+    "prefix": ["prefix_tuning=true", "num_prefix_tokens=16", "learning_rate=2e-1", "max_steps=80"],
 }
 COMMON = [
-    "do_train=true", "save_strategy=no", "logging_steps=10", "per_device_train_batch_size=4", "max_length=192",
+    "do_train=true", "save_strategy=no", "logging_steps=10", "per_device_train_batch_size=8", "max_length=192",
     f"src_length={PROMPT_TOKENS}", "lr_scheduler_type=constant", "weight_decay=0", "seed=5",
 ]  # fmt: skip
 

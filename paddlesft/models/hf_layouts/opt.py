@@ -71,8 +71,8 @@ LAYOUT = Layout(
     embedding="model.decoder.embed_tokens.weight",
     head="lm_head.decoder_weight",
     head_transposed=False,
-    # PaddleNLP would compute with random numbers without this copy. With projections it wants a
-    # head of the layers' width, which does not fit; paddlesft/quirks/opt_tied_head.py ties both kinds after loading.
+    # PaddleNLP would compute with random numbers without this copy. With projections it wants a head of the layers'
+    # width, where no copy fits; paddlesft/quirks/opt_tied_head.py ties both kinds after loading.
     tied_head=lambda config: None if projects(config) else "lm_head.decoder_weight",
     optional_prefix="model.",
     more_pairs=projections,

@@ -23,7 +23,7 @@ FACTS = [
     ("Which bird lives in the clock tower?", "A grey owl named Professor Hoot."),
 ]
 ROUNDS = {"lora": (["lora=true", "learning_rate=2e-3"], 12), "full": (["learning_rate=2e-4"], 10),
-          "prefix": (["prefix_tuning=true", "num_prefix_tokens=16", "learning_rate=3e-2"], 40)}  # fmt: skip
+          "prefix": (["prefix_tuning=true", "num_prefix_tokens=16", "learning_rate=3e-2"], 18)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_made_up_facts_are_learnt_and_recalled(method: str, smollm2: Path, facts
     result = train(config)
     losses = [record["loss"] for record in read_log(tmp_path / "out")]
     assert len(losses) == result.steps == epochs
-    assert losses[0] > 2.5 and losses[-1] < (1.5 if method == "prefix" else 0.3), losses
+    assert losses[0] > 2.5 and losses[-1] < (1.0 if method == "prefix" else 0.3), losses
     where = {"lora": "lora_path", "prefix": "prefix_path"}.get(method)
     loaded = load_for_inference(None, **{where: tmp_path / "out"}) if where else load_for_inference(tmp_path / "out")
     if method == "prefix":

@@ -151,8 +151,10 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    # PaddleNLP itself would compute with random numbers where it ties no head and finds none
-    state = model.state_dict() if family_of(model).tie_head else without_second_names(model)
+    state = without_second_names(model)
+    if family_of(model).tie_head:  # PaddleNLP itself ties no head and would compute with random numbers
+        width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
+        state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
     with quiet_paddlenlp():
         model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from paddlesft.config import load_run_config
 from paddlesft.models.families import FAMILIES, family_named
 from paddlesft.training.run import train
+from tests.tiny_families import write_tiny_family
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = {f"{family.name}-{path.stem}": path
@@ -35,6 +37,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in (("train.json", ROWS), ("dev.json", ROWS[:2])):
         (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def model_for(tiny_family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Config -> the tiny model of its family; one that has learned as many positions as the config's rows have."""
+    root = tmp_path_factory.mktemp("models")
+
+    @cache
+    def long_one(name: str, length: int) -> Path:
+        return write_tiny_family(name, root / name, **{family_named(name).context_key: length})
+
+    def find(path: Path) -> Path:
+        name = path.parent.name
+        if family_named(name).learned_positions:
+            return long_one(name, load_run_config(path).data.max_length)
+        return tiny_family(name)
+
+    return find
 
 
 def head(path: Path) -> list[str]:
@@ -61,10 +81,13 @@ def test_every_family_has_a_config_for_each_method_that_it_offers(family) -> Non
 
 @each_config
 def test_the_config_trains_the_tiny_model(
-    path: Path, data: Path, tiny_family: Callable[[str], Path], tmp_path: Path
+    path: Path, data: Path, model_for: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    model = tiny_family(path.parent.name)
-    overrides = [f"model_name_or_path={model}", f"dataset_name_or_path={data}", f"output_dir={tmp_path / 'out'}"]
+    overrides = [
+        f"model_name_or_path={model_for(path)}",
+        f"dataset_name_or_path={data}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     run = load_run_config(path, [*overrides, "max_steps=2", "device=cpu"])
     result = train(run)
     assert result.steps == 2

@@ -1,0 +1,104 @@
+"""Every mark of the capability table is earned: the test that proves it exists, for that very family."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paddlesft.models.capabilities import CAPABILITIES, UNPROVEN, capability_table, gguf_architectures
+from paddlesft.models.family import Family
+
+REPO = Path(__file__).resolve().parents[2]
+TRAINING = "tests/families/test_training.py::test_rows_are_learned_until_generation_reproduces_them"
+GENERATION = "tests/families/test_generation.py"
+TORCH = "tests/models/test_families_against_torch.py"
+REMOTE_CODE = "tests/models/hf_layouts/test_remote_code_models.py"
+GGUF = "tests/models/test_gguf_architectures.py"
+
+
+def read_from_hugging_face(family: Family) -> list[str]:
+    """Against transformers, or against the published formulas where transformers has no such model."""
+    layout = family.hugging_face_layout()
+    if layout.export_refusal:
+        return [f"{REMOTE_CODE}::test_converted_logits[{family.name}]"]
+    return [f"{TORCH}::test_imported_logits[{layout.model_type}]"]
+
+
+def written_for_hugging_face(family: Family) -> list[str]:
+    model_type = family.hugging_face_layout().model_type
+    return [f"{TORCH}::test_exported_logits[{family.name}]", f"{TORCH}::test_there_and_back[{model_type}]"]
+
+
+# key of a capability -> the tests that stand behind its mark, for a family
+PROOFS: dict[str, Callable[[Family], list[str]]] = {
+    "full": lambda family: [
+        f"{TRAINING}[{family.name}-full]",
+        f"tests/families/test_training.py::test_full_fine_tuning_reaches_every_weight[{family.name}]",
+        f"tests/families/test_evaluation.py::"
+        f"test_the_loss_on_unseen_rows_is_that_of_the_models_own_forward_pass[{family.name}-full]",
+    ],
+    "lora": lambda family: [
+        f"{TRAINING}[{family.name}-lora]",
+        f"tests/families/test_training.py::test_every_low_rank_update_has_learned_something[{family.name}]",
+    ],
+    "prefix": lambda family: [f"{TRAINING}[{family.name}-prefix]"],
+    "packing": lambda family: [
+        f"tests/families/test_packing.py::test_packed_rows_have_the_loss_of_single_rows[{family.name}-{method}]"
+        for method in ("full", "lora", *(["prefix"] if family.prefix_tuning else []))
+    ],
+    "generate": lambda family: [
+        f"{GENERATION}::test_a_padded_batch_gives_the_replies_of_single_rows[{family.name}-full]",
+        f"{GENERATION}::test_the_logits_of_a_padded_batch_are_those_of_single_rows[{family.name}-full]",
+        f"{GENERATION}::test_drawn_replies_repeat_and_do_not_depend_on_the_batch[{family.name}-full]",
+        f"tests/families/test_prediction.py::test_a_prediction_file_holds_the_learned_replies[{family.name}-full]",
+    ],
+    "merge": lambda family: [f"tests/families/test_merging.py::test_a_merged_model_equals_its_adapter[{family.name}]"],
+    "hf_in": read_from_hugging_face,
+    "hf_out": written_for_hugging_face,
+    "gguf": lambda family: [
+        f"{GGUF}::test_imported_model_equals_transformers[{name}]" for name in gguf_architectures(family)
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def collected() -> set[str]:
+    """The names of the tests of these two rooms, as pytest finds them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "tests/families", "tests/models"],
+        cwd=REPO, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return set(done.stdout.splitlines())
+
+
+def test_every_capability_has_proofs() -> None:
+    assert set(PROOFS) == {capability.key for capability in CAPABILITIES}
+
+
+def test_every_mark_is_earned(collected: set[str]) -> None:
+    missing = [
+        f"{family.name} {key}: {test}"
+        for family, refusals in capability_table()
+        for key, why in refusals.items()
+        if not why
+        for test in PROOFS[key](family)
+        if test not in collected
+    ]
+    assert missing == []
+
+
+def test_nothing_that_is_tested_goes_without_its_mark(collected: set[str]) -> None:
+    """A row that still says "unproven" while all its tests are there is out of date."""
+    proven = [family.name for family, refusals in capability_table() if refusals["full"] == UNPROVEN
+              if all(test in collected for test in PROOFS["full"](family))]  # fmt: skip
+    assert proven == []
+
+
+def test_no_mark_without_a_proof_in_words() -> None:
+    for capability in CAPABILITIES:
+        assert capability.meaning and capability.title and capability.title_zh

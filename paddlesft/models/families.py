@@ -147,7 +147,9 @@ FAMILIES = (
         prefix_postprocess="paddlenlp.peft.prefix:mistral_postprocess_past_key_value",
         tie_head="paddlesft.quirks.opt_tied_head:tie_head",
         tokenizers=("GPT-2's vocab.json and merges.txt (GPTTokenizer): puts </s> before a text, which ends one too",),
-        fixes=("paddlesft.quirks.opt_recompute:offer_recompute",),
+        fixes=(
+            "paddlesft.quirks.opt_recompute:offer_recompute", "paddlesft.quirks.opt_attributes:lack_unknown_attributes",
+        ),
         packing=True,
         hf_layout="paddlesft.models.hf_layouts.opt:LAYOUT",
         num_kv_heads_key=None,

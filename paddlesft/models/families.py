@@ -109,6 +109,7 @@ FAMILIES = (
         num_heads_key="n_head",
         num_kv_heads_key=None,
         context_key=None,
+        status="tested",
     ),
     Family(
         name="gpt",
@@ -129,6 +130,7 @@ FAMILIES = (
         config_fixes=("paddlesft.quirks.gpt_ignore_index:ignore_unlabelled",),
         hf_layout="paddlesft.models.hf_layouts.gpt:LAYOUT",
         num_kv_heads_key=None,
+        status="tested",
     ),
     Family(
         name="opt",
@@ -154,6 +156,7 @@ FAMILIES = (
         hf_layout="paddlesft.models.hf_layouts.opt:LAYOUT",
         num_kv_heads_key=None,
         cache_sequence_axis=2,
+        status="tested",
     ),
     Family(
         name="qwen",
@@ -179,6 +182,7 @@ FAMILIES = (
         fixes=("paddlesft.quirks.qwen_length_scaling:keep_trained_length",),
         hf_layout="paddlesft.models.hf_layouts.qwen:LAYOUT",
         num_kv_heads_key=None,
+        status="tested",
     ),
     Family(
         name="chatglm",
@@ -203,6 +207,7 @@ FAMILIES = (
         context_key="max_sequence_length",
         cache_batch_axis=1,
         cache_sequence_axis=0,
+        fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
     ),
     Family(
         name="chatglm_v2",
@@ -227,6 +232,7 @@ FAMILIES = (
         context_key="max_sequence_length",
         cache_batch_axis=1,
         cache_sequence_axis=0,
+        fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
     ),
     Family(
         name="glm",
@@ -257,6 +263,7 @@ FAMILIES = (
         num_kv_heads_key=None,
         context_key="max_sequence_length",
         cache_sequence_axis=2,
+        fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
         hf_refusal=PADDLE_MIRRORS,
     ),
 )  # fmt: skip

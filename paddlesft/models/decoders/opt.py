@@ -43,7 +43,7 @@ class OPTDecoder(LearnedPositionsDecoder):
             hidden = embeddings.project_in(hidden)
         table = embeddings.position_embeddings
         hidden = hidden + F.embedding(self.checked_positions(position_ids) + table.offset, table.weight)
-        return embeddings.dropout(hidden), (additive(visible, MASKED),)
+        return embeddings.dropout(hidden), (additive(visible, MASKED).astype(hidden.dtype),)
 
     def layer(
         self,

@@ -111,8 +111,8 @@ def show_family(family: Family, known: dict[str, Any]) -> None:
     row("model_type", ", ".join(family.model_types) + mark)
     row("PaddleNLP", f"{family.causal_lm}, {family.config_class}")
     row("tokenizers", *(family.tokenizers or ("as the model's directory says; no pitfalls known",)))
-    brings = "" if family.needs_template else ", for tokenizers that bring none, with chat_template"
-    row("template", f"{family.chat_template}{brings}")
+    asked = "used" if family.needs_template else f"chat_template: {family.chat_template} asks for it"
+    row("template", f"{family.chat_template}; {asked} where the tokenizer brings none")
     row("positions", family.positions)
     row("LoRA targets", " ".join(family.lora_target_modules))
     if family.one_reply_per_row:

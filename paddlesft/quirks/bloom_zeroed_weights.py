@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import paddle
-from paddle import nn
-from paddlenlp.transformers.bloom.modeling import BloomPreTrainedModel
-
-UPSTREAM = BloomPreTrainedModel._init_weights
-
 
 def draw_weights(config: Any) -> None:
     """Let new BLOOM models start from normal weights and zero biases; called before a model is built."""
+    from paddlenlp.transformers.bloom.modeling import BloomPreTrainedModel
+
     BloomPreTrainedModel._init_weights = _init_weights
 
 
-def _init_weights(self: BloomPreTrainedModel, layer: nn.Layer) -> None:
-    if not isinstance(layer, nn.Linear | nn.Embedding):
+def _init_weights(self: Any, layer: Any) -> None:
+    import paddle
+
+    if not isinstance(layer, paddle.nn.Linear | paddle.nn.Embedding):
         return
     weight, bias = layer.weight, getattr(layer, "bias", None)
     weight.set_value(paddle.normal(0.0, self.config.initializer_range, weight.shape).astype(weight.dtype))

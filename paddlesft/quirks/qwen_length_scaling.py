@@ -1,10 +1,10 @@
 """Two ways in which Qwen 1 stretches beyond its trained length depend on what else is computed.
 
 Seen with paddlenlp 3.0.0b4, ``QWenAttention.forward``. Dynamic NTK takes the width of the batch, padding and packed
-neighbours included, for the length of a row, is on in evaluation only, and leaves its factor behind in the model
-(``_ntk_cached``): after one long prompt, training and cached decoding rotate short rows wrongly. Scaling by log n counts
-padding and a tuned prefix as tokens. Up to ``seq_length`` tokens both are without effect, and the family table ends the
-context there, so both are turned off.
+neighbours included, for the length of a row, is on in evaluation only, and leaves its factor behind in the model: after
+one long prompt training and cached decoding rotate short rows wrongly. Scaling by log n counts padding and a prefix as
+tokens. Up to ``seq_length`` tokens both are without effect, and the family table ends the context there, so both are
+turned off.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import paddle
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KeysAndValues = tuple[paddle.Tensor, paddle.Tensor]
+    import paddle
+
+    KeysAndValues = tuple[paddle.Tensor, paddle.Tensor]
+
 PROJECTIONS = ("_core_attention", "_core_parallel_attention")
 
 
@@ -38,6 +39,8 @@ class CachingProjection:
 
     def __call__(self, hidden_states: paddle.Tensor, cache: paddle.Tensor | None = None) -> tuple[paddle.Tensor, ...]:
         """Return queries [b, heads, s, head size], and keys and values of what is past and of these tokens."""
+        import paddle
+
         queries, keys, values = self.project(hidden_states, cache)
         if self.past is not None:
             keys, values = (paddle.concat([old, new], axis=2) for old, new in zip(self.past, (keys, values)))

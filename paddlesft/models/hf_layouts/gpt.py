@@ -16,7 +16,7 @@ LAYOUT = Layout(
         Entry("n_embd", "hidden_size", aliases=("hidden_size",)),
         Entry("n_layer", "num_hidden_layers", aliases=("num_hidden_layers",)),
         Entry("n_head", "num_attention_heads", aliases=("num_attention_heads",)),
-        Entry("n_positions", "max_position_embeddings", 1024, aliases=("max_position_embeddings", "n_ctx")),
+        Entry("n_positions", "max_position_embeddings", 1024, aliases=("max_position_embeddings",)),
         Entry("n_inner", "intermediate_size", lambda out: 4 * out["hidden_size"]),
         Entry(
             "activation_function", "hidden_activation", "gelu_new",

@@ -202,3 +202,88 @@ def test_families_of_one_model_type_are_told_apart(entries: dict[str, Any], name
     from paddlesft.models.families import family_of
 
     assert family_of(entries).name == name
+
+
+# As published with gpt2, bloom-560m, opt-350m, Mistral-7B-v0.1, gemma-2b, Qwen2.5-0.5B, chatglm2-6b and Qwen-7B.
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt": (
+        {"activation_function": "gelu_new", "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1,
+         "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "n_ctx": 1024, "n_embd": 768,
+         "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_type": "cls_index",
+         "task_specific_params": {"text-generation": {"do_sample": True}}, "vocab_size": 50257},
+        {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 1024,
+         "eos_token_id": 50256, "pad_token_id": None, "hidden_dropout_prob": 0.1},
+    ),
+    "bloom": (
+        {"apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0, "attention_softmax_in_fp32": True,
+         "bias_dropout_fusion": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "unk_token_id": 0,
+         "hidden_dropout": 0.0, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": True,
+         "n_embed": 1024, "n_inner": None, "n_layer": 24, "num_attention_heads": 16, "offset_alibi": 100,
+         "pretraining_tp": 1, "skip_bias_add": True, "skip_bias_add_qkv": False, "use_cache": True,
+         "vocab_size": 250880},
+        {"hidden_size": 1024, "n_layer": 24, "n_head": 16, "pad_token_id": 3, "tie_word_embeddings": True},
+    ),
+    "opt": (
+        {"_remove_final_layer_norm": False, "activation_dropout": 0.0, "activation_function": "relu",
+         "attention_dropout": 0.0, "bos_token_id": 2, "do_layer_norm_before": False, "dropout": 0.1, "eos_token_id": 2,
+         "ffn_dim": 4096, "hidden_size": 1024, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+         "num_attention_heads": 16, "num_hidden_layers": 24, "pad_token_id": 1, "prefix": "</s>",
+         "vocab_size": 50272, "word_embed_proj_dim": 512},
+        {"intermediate_size": 4096, "normalize_before": False, "word_embed_proj_dim": 512, "hidden_act": "relu"},
+    ),
+    "mistral": (
+        {"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+         "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+         "sliding_window": 4096, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 32000},
+        {"sliding_window": 4096, "max_position_embeddings": 32768, "num_key_value_heads": 8},
+    ),
+    "gemma": (
+        {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 1, "head_dim": 256,
+         "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2048, "initializer_range": 0.02,
+         "intermediate_size": 16384, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 18,
+         "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": None,
+         "rope_theta": 10000.0, "use_cache": True, "vocab_size": 256000},
+        {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "tie_word_embeddings": True},
+    ),
+    "qwen2": (
+        {"attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu",
+         "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864, "max_position_embeddings": 32768,
+         "max_window_layers": 21, "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+         "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True,
+         "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936},
+        {"rope_theta": 1e6, "tie_word_embeddings": True, "use_sliding_window": False, "seq_length": 32768},
+    ),
+    "chatglm_v2": (
+        {"add_bias_linear": False, "add_qkv_bias": True, "apply_query_key_layer_scaling": True,
+         "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0, "attention_softmax_in_fp32": True,
+         "bias_dropout_fusion": True, "ffn_hidden_size": 13696, "fp32_residual_connection": False,
+         "hidden_dropout": 0.0, "hidden_size": 4096, "kv_channels": 128, "layernorm_epsilon": 1e-05,
+         "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 28,
+         "original_rope": True, "padded_vocab_size": 65024, "post_layer_norm": True, "rmsnorm": True,
+         "seq_length": 32768, "use_cache": True, "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0},
+        {"vocab_size": 65024, "num_hidden_layers": 28, "max_sequence_length": 32768, "multi_query_group_num": 2},
+    ),
+    "qwen": (
+        {"attn_dropout_prob": 0.0, "bf16": False, "emb_dropout_prob": 0.0, "fp16": False, "hidden_size": 4096,
+         "intermediate_size": 22016, "initializer_range": 0.02, "kv_channels": 128, "layer_norm_epsilon": 1e-06,
+         "max_position_embeddings": 32768, "no_bias": True, "num_attention_heads": 32, "num_hidden_layers": 32,
+         "onnx_safe": None, "rotary_emb_base": 10000, "rotary_pct": 1.0, "scale_attn_weights": True,
+         "seq_length": 8192, "tie_word_embeddings": False, "tokenizer_class": "QWenTokenizer", "use_cache": True,
+         "use_dynamic_ntk": True, "use_flash_attn": "auto", "use_logn_attn": True, "vocab_size": 151936},
+        {"seq_length": 8192, "max_position_embeddings": 32768, "intermediate_size": 22016},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_configs_are_read(family: str) -> None:
+    import paddlenlp.transformers as zoo
+
+    published, expected = PUBLISHED[family]
+    row = family_named(family)
+    layout = row.hugging_face_layout()
+    found = layout.paddle_config({"model_type": layout.model_type, **published}, "config.json")
+    config = getattr(zoo, row.config_class).from_dict(found)
+    assert {key: getattr(config, key) for key in expected} == expected
+    assert config.model_type == layout.paddle_model_type and row.model_types[0] == layout.paddle_model_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,105 @@ def test_only_the_command_line_prints(path: Path) -> None:
         assert not printing, f"{path}:{node.lineno} prints; only paddlesft/cli does"
 
 
-def test_model_type_is_compared_only_in_the_family_table() -> None:
-    for path in FILES:
-        if path.relative_to(PACKAGE).as_posix() == "models/families.py":
+# ---- model families are told apart in the family table and nowhere else ----
+
+FAMILY_TABLE = {"models/families.py", "models/family.py"}
+KINDS = {"model_type", "model_types", "base_model_prefix", "base_prefix", "architectures"}
+NAMES = {"family", "row"}  # what variables that hold a row of the table are called
+GENERAL = ("paddlenlp.transformers.model_utils.", "paddlenlp.transformers.tokenizer_utils")
+FAMILY_CODE = ("models/decoders/", "models/fast/", "quirks/")  # rows name what is there
+
+
+def mentioned(node: ast.AST) -> set[str]:
+    """The variables, attributes and string keys that an expression mentions."""
+    found: set[str] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            found.add(part.id)
+        elif isinstance(part, ast.Attribute):
+            found.add(part.attr)
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found.add(part.value)
+    return found
+
+
+def is_name_of_a_row(node: ast.AST) -> bool:
+    """Whether an expression is ``family.name``, ``self.family.name``, ``family_of(...).name`` or ``family_name``."""
+    if isinstance(node, ast.Name):
+        return node.id == "family_name"
+    if not (isinstance(node, ast.Attribute) and node.attr == "name"):
+        return False
+    owner = node.value.func if isinstance(node.value, ast.Call) else node.value
+    last = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+    return last in NAMES or last.startswith("family_")
+
+
+def family_checks(source: str) -> list[int]:
+    """Return the lines that do one thing for one model family and another for the next.
+
+    That is: a comparison, ``match`` or ``startswith`` of a model type or prefix; the same of a row's name with words
+    written in the source; a dictionary written in the source that is asked for a model type or a row's name.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            words = any(isinstance(p, ast.Constant) and isinstance(p.value, str) for s in sides for p in ast.walk(s))
+            bad = any(mentioned(s) & KINDS for s in sides) or (words and any(map(is_name_of_a_row, sides)))
+        elif isinstance(node, ast.Match):
+            bad = bool(mentioned(node.subject) & KINDS) or is_name_of_a_row(node.subject)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            asked = node.func.value if node.func.attr in ("startswith", "endswith") else None
+            asked = node.args[0] if node.func.attr == "get" and node.args and not is_word(node.args[0]) else asked
+            bad = asked is not None and (bool(mentioned(asked) & KINDS) or is_name_of_a_row(asked))
+        elif isinstance(node, ast.Subscript):
+            asked = node.slice
+            bad = not is_word(asked) and (bool(mentioned(asked) & KINDS) or is_name_of_a_row(asked))
+        else:
             continue
-        assert "model_type ==" not in path.read_text(encoding="utf-8"), f"{path}: ask the family table instead"
+        if bad:
+            found.append(node.lineno)
+    return found
+
+
+def is_word(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_families_are_told_apart_only_in_the_family_table(path: Path) -> None:
+    where = path.relative_to(PACKAGE).as_posix()
+    if where in FAMILY_TABLE:
+        return
+    source = path.read_text(encoding="utf-8")
+    assert family_checks(source) == [], f"{path}: make it a field of the family table's rows instead"
+    if not where.startswith(FAMILY_CODE):
+        inner = [name for name in imports(ast.parse(source)) if re.match(r"paddlenlp\.transformers\.\w+\.", name)]
+        assert [name for name in inner if not name.startswith(GENERAL)] == [], f"{path}: only {FAMILY_CODE} may know it"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if config.model_type == "llama": pass',
+        'if config["model_type"] in ("llama", "qwen2"): pass',
+        'if "glm" in getattr(config, "model_type", ""): pass',
+        'x = 1 if model.base_model_prefix != "gpt" else 2',
+        'if family.name == "opt": pass',
+        'if family_of(config).name in {"opt", "gpt"}: pass',
+        'if self.family.name == "bloom": pass',
+        "match config.model_type:\n    case 'llama': pass",
+        'if config.model_type.startswith("chatglm"): pass',
+        "f = {'llama': 1}[config.model_type]",
+        "f = {'llama': 1}.get(family.name)",
+    ],
+)
+def test_a_check_of_the_family_is_found(source: str) -> None:
+    assert family_checks(source)
+
+
+@pytest.mark.parametrize(
+    "source", ['kind = config.get("model_type")', 'kind = config["model_type"]', "x = family.name", "a = row.packing"]
+)
+def test_asking_a_row_is_no_check_of_the_family(source: str) -> None:
+    assert family_checks(source) == []

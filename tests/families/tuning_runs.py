@@ -44,7 +44,7 @@ PROMPT_TOKENS = 128
 
 METHODS = {
     "full": ["learning_rate=5e-3", "max_steps=50"],
-    "lora": ["lora=true", "lora_rank=8", "learning_rate=1e-2", "max_steps=30"],
+    "lora": ["lora=true", "lora_rank=8", "learning_rate=5e-3", "max_steps=40"],
     "prefix": ["prefix_tuning=true", "num_prefix_tokens=16", "learning_rate=2e-1", "max_steps=80"],
 }
 COMMON = [

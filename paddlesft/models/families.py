@@ -208,6 +208,7 @@ FAMILIES = (
         cache_batch_axis=1,
         cache_sequence_axis=0,
         fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
+        status="tested",
     ),
     Family(
         name="chatglm_v2",
@@ -233,6 +234,7 @@ FAMILIES = (
         cache_batch_axis=1,
         cache_sequence_axis=0,
         fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
+        status="tested",
     ),
     Family(
         name="glm",
@@ -265,6 +267,7 @@ FAMILIES = (
         cache_sequence_axis=2,
         fixes=("paddlesft.quirks.glm_recompute:recompute_in_one_pass",),
         hf_refusal=PADDLE_MIRRORS,
+        status="tested",
     ),
 )  # fmt: skip
 

@@ -65,7 +65,7 @@ class GLMDecoder(BlankFillingDecoder):
         new_cache = [layer.newest for layer in layers] if use_cache else None
         again = stack.enable_recompute and paddle.is_grad_enabled()  # backward will run the layers once more
         for layer in layers:
-            layer.past, layer.newest = layer.past if again else None, None
+            layer.past, layer.collects, layer.newest = layer.past if again else None, False, None
         return hidden, new_cache
 
     @property

@@ -12,7 +12,7 @@ stop token spelled in letters would never stop anything, so with such a tokenize
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paddlesft.data.literal_text import parts_of
@@ -74,6 +74,19 @@ class TextEncoder:
         while closing and closing[-1] == self.eos_token_id:
             closing.pop()
         return around[: starts[0]], closing
+
+    def opening_length(self, prompt: Sequence[int]) -> int:
+        """Return how many tokens at a prompt's beginning stay there when what follows is cut.
+
+        They are what the tokenizer puts before every text, or a begin-of-sequence token, unless they mark turns too
+        (ChatML uses begin-of-sequence for every turn).
+        """
+        bos = [] if self.bos_token_id is None else [self.bos_token_id]
+        for opening in (self._opening, bos):
+            length = len(opening)
+            if length and list(prompt[:length]) == opening and opening[0] not in prompt[length:]:
+                return length
+        return 0
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the ids of a piece that other text stands before."""

@@ -93,21 +93,14 @@ def _left(row: Rendered, renderer: Renderer, src_length: int, max_length: int) -
             return row
     allowed = min(src_length, max_length)
     if row.first_reply > allowed:
-        row = _cut(row, row.first_reply - allowed, len(row.input_ids), keep_first=_leading_bos(row, renderer))
+        opening = min(renderer.encoder.opening_length(row.input_ids[: row.first_reply]), allowed - 1)
+        row = _cut(row, row.first_reply - allowed, len(row.input_ids), opening)
     return _cut(row, 0, max_length)
 
 
-def _leading_bos(row: Rendered, renderer: Renderer) -> bool:
-    """Whether the row begins with a begin-of-sequence token that marks nothing else (ChatML uses it for every turn)."""
-    bos = renderer.encoder.bos_token_id
-    return bos is not None and row.input_ids[0] == bos and bos not in row.input_ids[1 : row.first_reply]
-
-
-def _cut(row: Rendered, begin: int, end: int, keep_first: bool = False) -> Rendered:
-    ids, trained = row.input_ids, row.trained
-    if keep_first and begin:
-        ids, trained = [ids[0], *ids[begin + 1 : end]], [trained[0], *trained[begin + 1 : end]]
-    else:
-        ids, trained = ids[begin:end], trained[begin:end]
+def _cut(row: Rendered, begin: int, end: int, opening: int = 0) -> Rendered:
+    """Take the tokens from ``begin`` to ``end``; the first ``opening`` of them are those that the row begins with."""
+    behind = begin + opening
+    ids, trained = ([*all_of[:opening], *all_of[behind:end]] for all_of in (row.input_ids, row.trained))
     first = trained.index(True) if any(trained) else len(trained)
     return replace(row, input_ids=ids, trained=trained, first_reply=first)

@@ -48,9 +48,8 @@ def fit_prompt(renderer: Renderer, conversation: Conversation, limit: int) -> Fi
             return FittedPrompt(ids, dropped)
         shorter = conversation.without_first_round()
         if shorter is None:
-            # A begin-of-sequence token that stands only at the beginning stays there, as it does in training.
-            bos = renderer.encoder.bos_token_id
-            head = ids[:1] if limit > 1 and ids[0] == bos and bos not in ids[1:] else []
+            # What the tokenizer puts before every text stays there, as it does in training.
+            head = ids[: min(renderer.encoder.opening_length(ids), limit - 1)]
             return FittedPrompt(head + ids[len(ids) - limit + len(head) :], dropped, len(ids) - limit)
         conversation, dropped = shorter, dropped + 1
 

@@ -42,15 +42,18 @@ def test_a_single_message_that_is_too_long_is_cut_on_the_left(renderer: Renderer
     assert (fitted.dropped_rounds, fitted.cut_tokens) == (1, len(whole) - 20)
 
 
-def test_a_begin_of_sequence_token_stays_at_the_beginning() -> None:
-    class WithBos:
+def test_what_stands_before_every_text_stays_at_the_beginning() -> None:
+    class WithOpening:
         class encoder:
-            bos_token_id = 1
+            @staticmethod
+            def opening_length(ids: list[int]) -> int:
+                return 2
 
         def render_prompt(self, messages: object, tools: object) -> list[int]:
-            return [1, *range(10, 20)]
+            return [1, 2, *range(10, 20)]
 
-    assert fit_prompt(WithBos(), conversation("x"), 4).ids == [1, 17, 18, 19]
+    assert fit_prompt(WithOpening(), conversation("x"), 4).ids == [1, 2, 18, 19]
+    assert fit_prompt(WithOpening(), conversation("x"), 2).ids == [1, 19], "the last token is the newest"
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,14 @@ def test_fields_that_are_not_read_are_said_without_a_model_too(run_cli: Run, tmp
     assert (
         "train data: 1 row, all usable; format columns\nnote: Fields that are not read: 'sytem' (1 row)." in done.stdout
     )
+
+
+def test_a_model_that_takes_one_reply_a_row(run_here: Run, tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    texts = [("user", "What is it?"), ("assistant", "the capital"), ("user", "of what?"), ("assistant", "France")]
+    path.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in texts]}), encoding="utf-8")
+    done = run_here("check-data", path, "--model_name_or_path", tiny_family("glm"))
+    assert done.returncode == 0, done.stderr
+    for part in ("1 conversations into one sequence for each reply", "⟦the capital<|endofpiece|>⟧",
+                 "⟦France<|endofpiece|>⟧", "[gMASK]"):  # fmt: skip
+        assert part in done.stdout, part

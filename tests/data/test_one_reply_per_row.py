@@ -1,4 +1,4 @@
-"""ChatGLM and GLM read everything before a reply from both sides: each trained reply is a row of its own."""
+"""ChatGLM and GLM read all before a reply from both sides: a row for each reply; and the rows of all of GLM's kin."""
 
 from __future__ import annotations
 
@@ -81,6 +81,29 @@ def test_chatglm_prompts_are_those_of_its_tokenizer(template: str, renderer: Cal
     if template == "chatglm":
         assert one.render_prompt(turns(QUESTION, ANSWER, SECOND)) == tokenizer(history)["input_ids"]
     assert one.stop_token_ids == [tokenizer.eos_token_id]
+
+
+def test_chatglm2_prompts_are_those_of_its_tokenizer(renderer: Callable[..., Renderer]) -> None:
+    one = renderer("chatglm_v2", "chatglm2", one_reply_per_row=False)
+    tokenizer = one.tokenizer
+    told = tokenizer.build_prompt(SECOND, history=[(QUESTION, ANSWER)])
+    assert one.render_prompt(turns(QUESTION)) == tokenizer(tokenizer.build_prompt(QUESTION))["input_ids"]
+    ids = one.render_prompt(turns(QUESTION, ANSWER, SECOND))
+    ids.remove(tokenizer.eos_token_id)  # what ends the first reply in training
+    assert ids == tokenizer(told)["input_ids"]
+
+
+def test_chatglm3_rows_are_those_of_the_published_chat_format(renderer: Callable[..., Renderer]) -> None:
+    """ChatGLM3's ``build_chat_input``: a role's token, a line break and the message, encoded one by one."""
+    one = renderer("chatglm_v2", "chatglm3", one_reply_per_row=False)
+    pieces = one.tokenizer.tokenizer
+    expected = [pieces.special_tokens["[gMASK]"], pieces.special_tokens["sop"]]
+    for message in turns(QUESTION, LAST):
+        role = pieces.special_tokens[f"<|{message['role']}|>"]
+        expected += [role, *pieces.encode("\n"), *pieces.encode(message["content"])]
+    row = one.render(Conversation.of(turns(QUESTION, LAST)))
+    assert row.input_ids == [*expected, pieces.eos_id]
+    assert reply_of(row) == [*pieces.encode(LAST), pieces.eos_id]
 
 
 @pytest.mark.parametrize("kind", GLM_KINDS)

@@ -56,7 +56,7 @@ def test_the_forms_that_models_were_trained_with(tokenizers: dict[str, Any]) -> 
                   "<|start_header_id|>user<|end_header_id|>\n\nr<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "chatglm": "s\n[Round 0]\n问：q\n答：a\n[Round 1]\n问：r\n答：",
         "chatglm2": "s\n\n[Round 1]\n\n问：q\n\n答：a\n\n[Round 2]\n\n问：r\n\n答：",
-        "chatglm3": "<|system|>\n s<|user|>\n q<|assistant|>\n a<|user|>\n r<|assistant|>\n ",
+        "chatglm3": "<|system|> \n s<|user|> \n q<|assistant|> \n a<|user|> \n r<|assistant|> \n",
         "alpaca": f"s\n\n### Instruction:\nq\n\n### Response:\na{eos}\n\n### Instruction:\nr\n\n### Response:\n",
         "plain": f"s\nqa{eos}r",
     }  # fmt: skip

@@ -30,6 +30,7 @@ FAMILIES = (
             "tokenizer.model (SentencePiece; LLaMA 1, 2): puts <s> before a text; no padding token, so </s> pads",
             "tokenizer.model with Llama3Tokenizer (ranks): <|eot_id|> ends a turn, <|end_of_text|> a text, and it pads",
         ),
+        fixes=("paddlesft.quirks.llama_position_tables:extend_when_needed",),
         hf_layout="paddlesft.models.hf_layouts.llama:LAYOUT",
         status="tested",
     ),
@@ -50,6 +51,7 @@ FAMILIES = (
         ),
         chat_template="qwen",
         hf_layout="paddlesft.models.hf_layouts.qwen2:LAYOUT",
+        status="tested",
     ),
     Family(
         name="mistral",
@@ -68,6 +70,7 @@ FAMILIES = (
         fixes=("paddlesft.quirks.mistral_padding_embedding:embed_padding",),
         hf_layout="paddlesft.models.hf_layouts.mistral:LAYOUT",
         cache_sequence_axis=2,
+        status="tested",
     ),
     Family(
         name="gemma",
@@ -86,6 +89,7 @@ FAMILIES = (
         config_fixes=("paddlesft.quirks.gemma_activation:name_activation",),
         fixes=("paddlesft.quirks.gemma_activation:follow_activation",),
         hf_layout="paddlesft.models.hf_layouts.gemma:LAYOUT",
+        status="tested",
     ),
     Family(
         name="bloom",

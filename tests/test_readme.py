@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,9 @@ from paddlesft.config import load_run_config
 REPO = Path(__file__).resolve().parent.parent
 ENGLISH = (REPO / "README.md").read_text(encoding="utf-8")
 CHINESE = (REPO / "README_zh.md").read_text(encoding="utf-8")
+SPEC = importlib.util.spec_from_file_location("write_model_table", REPO / "tools" / "write_model_table.py")
+write_model_table = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(write_model_table)
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
 
 
@@ -93,6 +97,32 @@ def test_what_is_not_built_is_marked_in_both() -> None:
     for row in matrix(ENGLISH):
         for cell in row[1:]:
             assert cell == "not built yet" or re.fullmatch(r"`[^`]+`( ¹)?", cell), cell
+
+
+def test_the_table_of_models_is_what_the_family_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_model_table.main(["--check"]) == 0, capsys.readouterr().out
+    assert ENGLISH.count("| `qwen2` |") == CHINESE.count("| `qwen2` |") == 1
+    assert write_model_table.table("README.md").count("✓") == write_model_table.table("README_zh.md").count("✓") > 50
+
+
+def test_a_table_of_models_that_is_out_of_date_is_found_and_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(write_model_table, "REPO", tmp_path)
+    begin, end = write_model_table.BEGIN, write_model_table.END
+    for page in write_model_table.HEADS:
+        (tmp_path / page).write_text(f"before\n{begin}\n| an old table |\n{end}\nbehind\n", encoding="utf-8")
+    assert write_model_table.main(["--check"]) == 1
+    said = "the table of models is out of date. Run: python tools/write_model_table.py"
+    assert capsys.readouterr().out == f"README.md: {said}\nREADME_zh.md: {said}\n"
+    assert "| an old table |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert write_model_table.main([]) == 0
+    assert write_model_table.main(["--check"]) == 0
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text == f"before\n{begin}\n{write_model_table.table('README.md')}\n{end}\nbehind\n"
+    (tmp_path / "README.md").write_text("no place", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"README\.md has no place for the table: lines <!-- models"):
+        write_model_table.main([])
 
 
 # ---- files ----

@@ -1,7 +1,8 @@
 """PaddleNLP's Llama has a table of rotations for ``max_position_embeddings`` positions, and reads beyond its end.
 
-On a longer row one kernel stops with an IndexError, another takes whatever stands in memory there. Qwen2, Mistral and Gemma compute what is missing, and so
-does transformers for Llama. Seen with paddlenlp 3.0.0b4 (``LlamaRotaryEmbedding.forward``).
+On a longer row one kernel stops with an IndexError, another takes whatever stands in memory there. Qwen2, Mistral and
+Gemma compute what is missing, and so does transformers for Llama. Seen with paddlenlp 3.0.0b4
+(``LlamaRotaryEmbedding.forward``).
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def small(name: str, seed: int = 3, **overrides: Any) -> Any:
     values = {**fixture.sizes, "vocab_size": VOCABULARY, "dtype": "float32", **overrides}
     paddle.seed(seed)
     with quiet_paddlenlp():
-        model = getattr(zoo, fixture.model)(getattr(zoo, fixture.config)(**values))
+        config = getattr(zoo, fixture.config)(**values)
+        family_of(config).fix_config(config)
+        model = getattr(zoo, fixture.model)(config)
     redraw_weights(model)
     for parameter in model.parameters():
         if parameter.ndim == 1:  # biases and norms too, or nothing would show that they are used

@@ -223,3 +223,10 @@ def test_glm_has_no_positions_behind_the_learned_ones() -> None:
     for row in (row_of(2, 8), row_of(9, 1)):
         with pytest.raises(DataError, match="at position 9, behind the last of the 9 that this model has learned"):
             proofs.logits_alone(model, row)
+
+
+def test_chatglm_computes_the_same_with_flash_attention() -> None:
+    model = tuned("chatglm")
+    wanted = proofs.logits_alone(model, ROWS[0])
+    model.model.config.use_flash_attention = True
+    np.testing.assert_allclose(proofs.logits_alone(model, ROWS[0]), wanted, atol=TOLERANCE)

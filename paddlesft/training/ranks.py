@@ -30,6 +30,11 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return total.numpy().tolist()
 
 
+def wait_for_all() -> None:
+    """Return when every rank has come here, so that all of them see what the first one wrote before."""
+    sum_over_ranks([0.0])
+
+
 def sum_gradients(parameters: Iterable[paddle.Tensor]) -> None:
     """Add the gradients of all ranks up, in place. A rank that had nothing to do for a parameter counts as zero."""
     if world_size() == 1:

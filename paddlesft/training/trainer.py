@@ -26,7 +26,7 @@ from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_che
 from paddlesft.training.events import Observer
 from paddlesft.training.loss import IGNORED, supervised_loss
 from paddlesft.training.progress import SpeedMeter, Stopwatch
-from paddlesft.training.ranks import sum_gradients, sum_over_ranks
+from paddlesft.training.ranks import sum_gradients, sum_over_ranks, wait_for_all
 from paddlesft.training.run_log import RunLog
 from paddlesft.training.sampling_order import StepSampler
 from paddlesft.training.training_state import load_random_state, load_training_state, save_training_state
@@ -45,15 +45,22 @@ class MicroBatches:
     Args:
         collator: rows -> arrays of one batch.
         micro_batch_size: rows of a micro-batch.
+        stand_in: any row; it goes through the model without being trained where the last step of an epoch has no rows
+            left for this rank. (A made-up one would not do: some models read marks in the token ids.)
     """
 
-    def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, Any]], micro_batch_size: int) -> None:
+    def __init__(
+        self,
+        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
+        micro_batch_size: int,
+        stand_in: Mapping[str, Any],
+    ) -> None:
         self.collator = collator
         self.size = micro_batch_size
+        self.stand_in = {**stand_in, "labels": [IGNORED] * len(stand_in["labels"])}
 
     def __call__(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
-        if not rows:  # the last step of an epoch had no rows left for this rank
-            return [self.collator([{"input_ids": [0], "labels": [IGNORED]}])]
+        rows = rows or [self.stand_in]
         return [self.collator(rows[i : i + self.size]) for i in range(0, len(rows), self.size)]
 
 
@@ -135,7 +142,9 @@ class SFTTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.step_sampler(),
-            collate_fn=MicroBatches(self.data_collator, self.args.per_device_train_batch_size),
+            collate_fn=MicroBatches(
+                self.data_collator, self.args.per_device_train_batch_size, stand_in=self.train_dataset[0]
+            ),
             num_workers=self.args.dataloader_num_workers,
             use_buffer_reader=False,
         )
@@ -313,6 +322,7 @@ class SFTTrainer(Trainer):
         output = super().train(resume_from_checkpoint=resume_from_checkpoint)
         best = self.state.best_model_checkpoint
         if self.keep_best and best is not None:
+            wait_for_all()  # the first rank may still be writing it
             load_weights(self.model, Path(best))
             score = f"{self.args.metric_for_best_model} {self.state.best_metric:.6g}"
             self.observer.message(f"the result is the best checkpoint, {Path(best).name} ({score})")

@@ -139,6 +139,16 @@ def test_the_head_says_how_to_launch_on_one_card_and_on_many(path: Path) -> None
     assert any(line.strip().startswith(("Then: paddlesft chat", "paddlesft chat")) and out in line for line in lines)
 
 
+@each_config
+def test_the_model_comes_from_where_it_can_be_read(path: Path) -> None:
+    """Bare hub names are Hugging Face's, whose layout has to be read; PaddleNLP's copies are on BOS."""
+    name = load_run_config(path).model.model_name_or_path
+    if name.startswith("models/"):
+        assert f'.save_pretrained("{name}")' in "\n".join(head(path))
+    elif not name.startswith("bos:"):
+        assert family_named(path.parent.name).hf_layout is not None
+
+
 def product(text: str) -> float:
     """``28 x 2048 x 12 B`` in bytes; a number may have G behind it."""
     value = 1.0

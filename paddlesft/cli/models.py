@@ -116,7 +116,10 @@ def show_family(family: Family, known: dict[str, Any]) -> None:
     row("positions", family.positions)
     row("LoRA targets", " ".join(family.lora_target_modules))
     if family.one_reply_per_row:
-        row("conversations", "each reply is a row of its own, behind all before it: the prompt attends in both directions")
+        row(
+            "conversations",
+            "each reply is a row of its own, behind all before it: the prompt attends in both directions",
+        )
     grid.add_row()
     for capability in CAPABILITIES:
         why = known["capabilities"][capability.key]["reason"]

@@ -92,6 +92,11 @@ class TextEncoder:
         """Return the ids of a piece that other text stands before."""
         return self._encode_joined(text, behind=True)
 
+    def last_token(self) -> tuple[int, str]:
+        """Return the highest id of the tokenizer, and how its token is written."""
+        known = {**self.tokenizer.get_vocab(), **self.added_ids}  # not every class counts its special tokens in
+        return max((index, str(text)) for text, index in known.items())
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, **AS_WRITTEN)

@@ -9,6 +9,7 @@ from typing import Any
 
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.templates import load_template
+from paddlesft.data.vocabulary import check_vocabulary
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
@@ -83,8 +84,8 @@ def load_for_inference(
             with, if any.
 
     Raises:
-        ModelDirectoryError: nothing to load was named, the base of the adapter is not there, or it is another model
-            than the adapter was trained on.
+        ModelDirectoryError: nothing to load was named, the base of the adapter is not there, it is another model
+            than the adapter was trained on, or the tokenizer has ids that it does not know.
     """
     if model is not None and lora_path is None and prefix_path is None:
         kind = adapter_kind(Path(model))
@@ -123,6 +124,7 @@ def load_for_inference(
     template = load_template(tokenizer, chat_template, tokenizer_directory, family.default_template)
     system_prompt = system_prompt or recorded("system_prompt", adapter, directory)
     renderer = Renderer(tokenizer, template, system_prompt, family.one_reply_per_row)
+    check_vocabulary(renderer.encoder, loaded.config.vocab_size, tokenizer_directory, directory)
     return Loaded(
         model=loaded,
         tokenizer=tokenizer,

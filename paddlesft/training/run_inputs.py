@@ -12,6 +12,7 @@ from paddlesft.data.dataset import SFTDataset, build_dataset
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.report import DataReport, first_sample_view
 from paddlesft.data.templates import load_template
+from paddlesft.data.vocabulary import check_vocabulary
 from paddlesft.errors import ConfigError
 from paddlesft.models.families import family_of
 from paddlesft.models.load import load_config
@@ -65,7 +66,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
 
     Raises:
         ConfigError: no model is named, or packing is asked of a family that cannot.
-        ModelDirectoryError: the model or tokenizer cannot be used.
+        ModelDirectoryError: the model or tokenizer cannot be used, or not together.
         DataError: the data cannot be used.
     """
     model, data, training = run_config.model, run_config.data, run_config.training
@@ -92,6 +93,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
     tokenizer = load_tokenizer(tokenizer_dir)
     template = load_template(tokenizer, data.chat_template, tokenizer_dir, family.default_template)
     renderer = Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
+    check_vocabulary(renderer.encoder, config.vocab_size, tokenizer_dir, base)
     template_file = Path(data.chat_template).expanduser() if data.chat_template else None
     text_side = TextSide(tokenizer_dir, _template_file(template_file), own_tokenizer)
     datasets, reports = {}, {}

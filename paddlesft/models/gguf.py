@@ -14,6 +14,7 @@ from paddlesft.models.gguf_architectures import HEAD, Architecture, Place, archi
 from paddlesft.models.gguf_file import GGUFFile
 from paddlesft.models.gguf_tokenizer import write_tokenizer
 from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.shapes import check_shapes
 from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weights
 
 logger = logging.getLogger("paddlesft")
@@ -63,6 +64,7 @@ def write_gguf_model(
     dtype = dtype or matrix_dtype(gguf)
     config = model_config(gguf, architecture, dtype)
     tensors = paddle_tensors(gguf, architecture, config, DTYPE[dtype])
+    check_shapes(tensors, config, str(gguf.path), "its metadata say")
     write_json(directory / "config.json", config)
     write_json(directory / "generation_config.json", token_ids(gguf, config))
     write_tokenizer(gguf, directory, max_length=config.get(architecture.family.context_key))

@@ -187,6 +187,11 @@ def head_count(gguf: GGUFFile) -> int:
     """Return the number of query heads; heads, key/value heads and hidden size have to fit together."""
     hidden, heads = gguf.require("embedding_length"), gguf.require("attention.head_count")
     shared = gguf.get("attention.head_count_kv", heads)
+    if min(hidden, heads, shared) < 1:
+        raise ModelDirectoryError(
+            f"{gguf.path}: a hidden size of {hidden}, {heads} heads and {shared} key/value heads make no model; each "
+            "has to be 1 or more. The file is damaged: get it again."
+        )
     if hidden % heads:
         raise ModelDirectoryError(f"{gguf.path}: the hidden size {hidden} cannot be shared out to {heads} heads.")
     if heads % shared:

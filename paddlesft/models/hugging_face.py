@@ -22,6 +22,7 @@ from paddlesft.models.families import family_of
 from paddlesft.models.hf_layouts.layout import HEAD, IGNORED_ENDINGS, Layout
 from paddlesft.models.hf_layouts.tensor_pairs import paddle_tensor
 from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.shapes import check_shapes
 from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, StoredTensor, read_weights, weight_files, write_weights
 
 logger = logging.getLogger("paddlesft")
@@ -36,7 +37,8 @@ def converted(directory: str | Path) -> Path:
         directory: holds config.json and safetensors of torch layout; it is only read.
 
     Raises:
-        ModelDirectoryError: the model is of a family that cannot be converted, incomplete, or quantised.
+        ModelDirectoryError: the model is of a family that cannot be converted, incomplete or quantised, or its weights
+            have other sizes than its config says.
     """
     directory = Path(directory).resolve()
     name = directory.name
@@ -91,6 +93,7 @@ def write_paddle_model(src: Path, directory: Path) -> None:
     stored, _ = read_weights(src)
     paddle_config = convert_config(layout, config, stored, src)
     tensors = paddle_tensors(layout, paddle_config, stored, src)
+    check_shapes(tensors, paddle_config, str(src), "its config.json says")
     (directory / "config.json").write_text(json.dumps(paddle_config, indent=2) + "\n", encoding="utf-8")
     if (src / "generation_config.json").is_file():
         shutil.copyfile(src / "generation_config.json", directory / "generation_config.json")

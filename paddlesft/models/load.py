@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 logger = logging.getLogger("paddlesft")
 
 DTYPES = ("float32", "bfloat16", "float16")
+# how paddlenlp names a weight that it leaves out: its name, its shape, the model's shape
+OTHER_SIZE = re.compile(
+    r"Skip loading for (\S+)\. \S+ receives a shape (\[.*?\]), but the expected shape is (\[.*?\])\."
+)
 
 
 def load_config(directory: str | Path) -> Any:
@@ -82,7 +87,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
     import paddlenlp.transformers as zoo
 
     family = family_of(config)
-    with quiet_paddlenlp(logging.ERROR), no_init_weights(_enable=True):
+    with quiet_paddlenlp(logging.ERROR), no_init_weights(_enable=True), _refusing_other_sizes(directory):
         model = getattr(zoo, family.causal_lm).from_pretrained(
             str(directory),
             config=config,
@@ -93,6 +98,22 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
     _check_complete(model, directory)
     model.train() if for_training else model.eval()
     return model
+
+
+@contextlib.contextmanager
+def _refusing_other_sizes(directory: Path) -> Any:
+    """Say in one line what paddlenlp says of weights that do not fit the config."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = OTHER_SIZE.findall(str(error))
+        if not found:
+            raise
+        shown = ", ".join(f"{name} is {has} instead of {wanted}" for name, has, wanted in found[:3])
+        raise ModelDirectoryError(
+            f"{directory}: {len(found)} weights have other sizes than its config.json says: {shown}"
+            f"{', ...' if len(found) > 3 else ''}. They do not belong together: get the model again."
+        ) from error
 
 
 def _check_complete(model: Any, directory: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from paddlesft.directories import new_directory
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.cache import cached_directory
-from paddlesft.models.directory import copy_tokenizer, read_config
+from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.families import family_of
 from paddlesft.models.hf_layouts.layout import HEAD, IGNORED_ENDINGS, Layout
 from paddlesft.models.hf_layouts.tensor_pairs import paddle_tensor
@@ -73,9 +73,10 @@ def convert_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = Fal
 
 
 def source_key(directory: Path) -> str:
-    """Name the content of a source: the text files by content, the large weight files by size and time of change."""
+    """Name the content of a source: what is copied by content, the large weight files by size and time of change."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.json")):
+    copied = {path for path in (directory / name for name in TOKENIZER_FILES) if path.is_file()}
+    for path in sorted(copied | set(directory.glob("*.json"))):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     for path in weight_files(directory):
         facts = path.stat()

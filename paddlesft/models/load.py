@@ -134,7 +134,7 @@ def paddle_directory(directory: str | Path) -> Path:
     """Return a directory with weights in Paddle's layout: the given one, or its conversion in the user's cache.
 
     Raises:
-        ModelDirectoryError: there are no weights.
+        ModelDirectoryError: there are no weights, or the files do not say how theirs are laid out.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -153,9 +153,14 @@ def paddle_directory(directory: str | Path) -> Path:
             "model_state.pdparams."
         )
     family = family_of(config, where=str(directory / "config.json"))
-    if layout is None:  # no metadata: the names tell
-        paddle_names = any(name.startswith(f"{family.base_prefix}.") for name in tensors)
-        layout = PADDLE_LAYOUT if paddle_names else TORCH_LAYOUT
+    if layout not in (PADDLE_LAYOUT, TORCH_LAYOUT):  # no metadata, or another library's: the names tell
+        if any(name.startswith(f"{family.base_prefix}.") for name in tensors):
+            raise ModelDirectoryError(
+                f"{directory}: the names of the weights are PaddleNLP's, but the files' metadata have the format "
+                f"{layout!r} instead of {PADDLE_LAYOUT!r}, so that PaddleNLP does not read them. Save the model again "
+                "with its save_pretrained(DIR, safe_serialization=True)."
+            )
+        layout = TORCH_LAYOUT
     if layout != TORCH_LAYOUT:
         return directory
     from paddlesft.models.hugging_face import converted

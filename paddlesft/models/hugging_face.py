@@ -156,8 +156,10 @@ def paddle_tensors(
         stored = {name if name == HEAD else prefix + name: tensor for name, tensor in stored.items()}
     tied = {HEAD} if layout.tied(config) else set()
     extra = (name for name in stored if name not in known | tied and not name.endswith(IGNORED_ENDINGS))
-    _refuse(src, "holds", f"have no place in a {layout.family} model here", extra)
-    _refuse(src, "lacks", f"belong to a {layout.family} model here", known - set(stored))
+    advice = "Is its config.json that of another model?"
+    _refuse(src, "holds", f"have no place in a {layout.family} model here", extra, advice)
+    advice = "Download or copy the model again."
+    _refuse(src, "lacks", f"belong to a {layout.family} model here", known - set(stored), advice)
     lazy = {name: NewTensor(tensor.dtype, tensor.shape, tensor.load) for name, tensor in stored.items()}
     out = {pair.paddle: paddle_tensor(pair, lazy[pair.hf]) for pair in pairs}
     copy = layout.tied_head(config) if layout.tied(config) else None
@@ -166,8 +168,10 @@ def paddle_tensors(
     return out
 
 
-def _refuse(src: Path, verb: str, what: str, names: Iterable[str]) -> None:
+def _refuse(src: Path, verb: str, what: str, names: Iterable[str], advice: str) -> None:
     names = sorted(names)
     if names:
         rest = ", ..." if len(names) > 3 else ""
-        raise ModelDirectoryError(f"{src} {verb} {len(names)} tensors that {what}: {', '.join(names[:3])}{rest}.")
+        raise ModelDirectoryError(
+            f"{src} {verb} {len(names)} tensors that {what}: {', '.join(names[:3])}{rest}. {advice}"
+        )

@@ -137,8 +137,9 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_refusals(case: str, tmp_path: Path) -> None:
     name, changes, message = REFUSALS[case]
     file = write_converted(tmp_path / "m.gguf", name, tiny_architectures.ARCHITECTURES[name].weights(), **changes)
-    with pytest.raises(ModelDirectoryError, match=message):
+    with pytest.raises(ModelDirectoryError, match=message) as caught:
         import_gguf(file, tmp_path / "out")
+    assert "Hugging Face directory" in str(caught.value)  # what to do next
     assert not (tmp_path / "out").exists()
 
 

@@ -53,6 +53,7 @@ FAMILIES = (
             "vocab.json and merges.txt (Qwen2Tokenizer): no begin-of-sequence; accents are composed (NFC)",
         ),
         chat_template="qwen",
+        config_fixes=("paddlesft.quirks.qwen2_sliding_window:refuse_sliding_window",),
         fixes=("paddlesft.quirks.flash_attention_mask:keep_mask",),
         hf_layout="paddlesft.models.hf_layouts.qwen2:LAYOUT",
         status="tested",

@@ -125,8 +125,10 @@ def _check(console: Console, model: ModelConfig, data: DataConfig, training: Tra
 
 
 def _renderer(model: ModelConfig, data: DataConfig) -> Any:
+    from paddlesft.data.prompt_marks import check_marks
     from paddlesft.data.rendering import Renderer
     from paddlesft.data.templates import load_template
+    from paddlesft.data.vocabulary import check_vocabulary
     from paddlesft.models import load_tokenizer, resolve_model
     from paddlesft.models.directory import read_config
     from paddlesft.models.families import family_of
@@ -134,9 +136,14 @@ def _renderer(model: ModelConfig, data: DataConfig) -> Any:
     base = resolve_model(model.model_name_or_path)
     directory = resolve_model(model.tokenizer_name_or_path) if model.tokenizer_name_or_path else base
     tokenizer = load_tokenizer(directory)
-    family = family_of(read_config(base), where=str(base / "config.json"))
+    config = read_config(base)
+    family = family_of(config, where=str(base / "config.json"))
     template = load_template(tokenizer, data.chat_template, directory, family.default_template)
-    return Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
+    renderer = Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
+    if config.get("vocab_size"):
+        check_vocabulary(renderer.encoder, config["vocab_size"], directory, base)
+    check_marks(renderer, family)
+    return renderer
 
 
 def _print_report(console: Console, report: DataReport, data: DataConfig, batch_size: int) -> None:

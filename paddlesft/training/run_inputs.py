@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paddlesft.config.derived import derived_src_length
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import SFTDataset, build_dataset
+from paddlesft.data.prompt_marks import check_marks
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.report import DataReport, first_sample_view
 from paddlesft.data.templates import load_template
@@ -65,7 +66,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
         The inputs.
 
     Raises:
-        ConfigError: no model is named, or packing is asked of a family that cannot.
+        ConfigError: no model is named, packing is asked of a family that cannot, or the template lacks its marks.
         ModelDirectoryError: the model or tokenizer cannot be used, or not together.
         DataError: the data cannot be used.
     """
@@ -94,6 +95,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
     template = load_template(tokenizer, data.chat_template, tokenizer_dir, family.default_template)
     renderer = Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
     check_vocabulary(renderer.encoder, config.vocab_size, tokenizer_dir, base)
+    check_marks(renderer, family)
     template_file = Path(data.chat_template).expanduser() if data.chat_template else None
     text_side = TextSide(tokenizer_dir, _template_file(template_file), own_tokenizer)
     datasets, reports = {}, {}

@@ -129,3 +129,17 @@ def test_a_model_that_takes_one_reply_a_row(run_here: Run, tiny_family: Callable
     for part in ("1 conversations into one sequence for each reply", "⟦the capital<|endofpiece|>⟧",
                  "⟦France<|endofpiece|>⟧", "[gMASK]"):  # fmt: skip
         assert part in done.stdout, part
+
+
+def test_what_training_would_refuse_is_refused(run_here: Run, tiny_family: Callable[[str], Path], rows: Path) -> None:
+    done = run_here("check-data", rows, "--model_name_or_path", tiny_family("chatglm"), "--chat_template", "qwen")
+    assert done.returncode == 2 and "chat_template: prompts of 'qwen' do not end in [gMASK]<sop>" in done.stderr
+    done = run_here(
+        "check-data",
+        rows,
+        "--model_name_or_path",
+        tiny_family("llama"),
+        "--tokenizer_name_or_path",
+        tiny_family("qwen2"),
+    )
+    assert done.returncode == 2 and "but the model in" in done.stderr

@@ -1,4 +1,4 @@
-"""What a run reads; here: how long its rows may be where positions are learned."""
+"""What a run reads; here: how long its rows may be where positions are learned, and templates that it refuses."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def test_longer_rows_than_learned_positions_are_refused(read: Callable[..., RunC
 
 def test_other_families_are_left_alone(read: Callable[..., RunConfig]) -> None:
     assert read("bloom").data.max_length == 2048
+
+
+def test_a_template_that_the_model_cannot_read_is_refused(read: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"chat_template: prompts of 'plain' do not end in \[gMASK\]"):
+        read("glm", "chat_template=plain")

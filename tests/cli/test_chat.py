@@ -50,6 +50,12 @@ def test_each_line_is_a_message_and_only_replies_go_to_standard_output(talk) -> 
     assert whole == replies
 
 
+def test_a_reply_that_fills_the_context_says_so(talk) -> None:
+    _, notes = talk("你好", options=("--max_new_tokens", "600", "--min_new_tokens", "600", "--stream", "false"))
+    found = re.search(r"\[(\d+) tokens, .*, cut at the end of the model's context\]", notes)
+    assert found and 200 <= int(found.group(1)) < 512  # the tiny model has 512 positions
+
+
 def test_commands(talk, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     replies, notes = talk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import io
 import json
 import os
@@ -10,8 +11,10 @@ import pty
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -125,11 +128,17 @@ class Terminal:
         self._end, theirs = pty.openpty()
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRON, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=self._take,
         )  # fmt: skip
         os.close(theirs)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._unread = ""
+
+    @staticmethod
+    def _take() -> None:
+        """Make the terminal that of the new process, in which Ctrl-C works: shells turn it off in the background."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def wait_for(self, pattern: str, seconds: float = 90) -> str:
         """Read until the pattern shows; return everything from where the last call ended to the end of the pattern."""

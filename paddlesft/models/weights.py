@@ -184,7 +184,8 @@ def _write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> No
             array = np.asarray(tensor.make())
             if array.shape != tensor.shape:
                 raise ValueError(f"{name}: announced with shape {tensor.shape}, made with {array.shape}")
-            file.write(np.ascontiguousarray(array, dtype=NUMPY[tensor.dtype]).tobytes())
+            array = np.ascontiguousarray(array, dtype=NUMPY[tensor.dtype])
+            file.write(array.reshape(-1).view(np.uint8).data)  # no copy: tensors may be large
 
 
 def hash_weights(directory: Path) -> str:

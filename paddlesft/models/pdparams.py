@@ -1,17 +1,17 @@
-"""``.pdparams`` files read tensor by tensor: the pickle is walked without its arrays, which are read when asked for.
+"""``.pdparams`` files read and written tensor by tensor.
 
-``paddle.load`` reads a file whole and runs whatever code its pickle names. Here large byte strings are skipped over and
-only the few names that a file of arrays needs are allowed.
+``paddle.load`` reads a file whole and runs whatever code its pickle names. Here the pickle is walked, large byte
+strings are skipped over and read when asked for, and only the few names that a file of arrays needs are allowed.
 """
 
 from __future__ import annotations
 
 import collections
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -62,7 +62,7 @@ class PickledArray:
 class _Walker(pickle._Unpickler):  # the version in Python: the one in C reads byte strings of any length
     """Builds what a pickle says, with ``PickledArray`` for arrays."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="latin1")
@@ -156,3 +156,32 @@ def pickled_arrays(path: Path) -> Iterator[tuple[str, np.dtype, tuple[int, ...],
             return np.concatenate([part.load() for part in parts]).reshape(shape)
 
         yield name, parts[0].dtype, shape, load
+
+
+class _Writer(pickle.Pickler):
+    """Pickles arrays that are made when their turn has come."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, _Later):
+            return NotImplemented
+        array = np.ascontiguousarray(value.make())
+        # paddle reads unsigned 16-bit numbers as the bits of bfloat16
+        return (array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array).__reduce__()
+
+
+@dataclass(frozen=True)
+class _Later:
+    make: Callable[[], np.ndarray]
+
+
+def write_pdparams(path: Path, arrays: Mapping[str, Callable[[], np.ndarray]]) -> None:
+    """Write a ``.pdparams`` file that ``paddle.load`` reads, one array in memory at a time.
+
+    Args:
+        path: the file to create.
+        arrays: functions that give the arrays, by name.
+    """
+    with path.open("wb") as file:
+        writer = _Writer(file, protocol=4)
+        writer.fast = True  # no memory of what was written, which would keep every array
+        writer.dump({name: _Later(make) for name, make in arrays.items()})

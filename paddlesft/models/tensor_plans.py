@@ -1,7 +1,7 @@
 """Names and shapes of a model's weights from its config.json alone: no paddle, no memory, no weights.
 
-One function per architecture; the family table names it (``tensor_plan``). The tests compare each with the ``state_dict``
-of PaddleNLP's model, and the splits with PaddleNLP's own tensor-parallel mapping.
+One function per architecture; the family table names it (``tensor_plan``). The tests compare each with the
+``state_dict`` of PaddleNLP's model, and the splits with PaddleNLP's own tensor-parallel mapping.
 
 Legend: ``h`` hidden size, ``a`` query heads, ``k`` key/value heads, ``d`` head size, ``f`` width of the feed-forward
 block, ``v`` vocabulary, ``t`` tensor-parallel degree.
@@ -95,7 +95,7 @@ class TensorPlan:
 
     @property
     def column_matrices(self) -> int:
-        """Matrices of a layer whose outputs tensor parallelism divides (q, k, v, gate, up: five, where none is fused)."""
+        """Matrices of a layer whose outputs tensor parallelism divides (q, k, v, gate, up: five if none is fused)."""
         return sum(tensor.split == 1 and len(tensor.shape) == 2 for tensor in self.layer)
 
     @property

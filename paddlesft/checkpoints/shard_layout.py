@@ -103,6 +103,42 @@ def division_of(action: Action, part_shape: Sequence[int], degree: int) -> Divis
     return Division(0, _blocks(np.asarray(joined).reshape(-1), rows))
 
 
+def division_of_whole(action: Action, shape: Sequence[int], degree: int) -> Division | None:
+    """Find out how PaddleNLP divides a weight of which the whole is known.
+
+    Args:
+        action: takes the parts of all ranks, gives the weight.
+        shape: of the whole, [o] or [i, o].
+        degree: number of ranks n.
+
+    Returns:
+        The division; None when its axis cannot be divided by n.
+    """
+    axis = division_of(action, [3 * degree] * len(shape), degree).axis  # 3: some weights hold three projections
+    if shape[axis] % degree:
+        return None
+    part = list(shape)
+    part[axis] //= degree
+    return division_of(action, part, degree)
+
+
+def adapter_division(action: Action, kind: str, weight: Sequence[int], degree: int) -> Division | None:
+    """Return how A [in, r] or B [r, out] is divided: as the weight's inputs or outputs are; None where not at all.
+
+    PaddleNLP joins every B in the order of the ranks. Where the layer's weight holds several projections that are
+    divided one by one (query, key and value in one matrix), B's columns have to follow the weight's.
+
+    Args:
+        action: joins the parts of the layer's weight.
+        kind: "lora_A" or "lora_B"; another for a weight that is trained as a whole.
+        weight: shape of the layer's whole weight, [in, out].
+        degree: number of ranks.
+    """
+    found = division_of_whole(action, weight, degree)
+    axis = {"lora_A": 0, "lora_B": -1}.get(kind)
+    return found if found and axis in (None, found.axis) else None
+
+
 def _blocks(order: np.ndarray, size: int) -> tuple[Block, ...]:
     """Turn "entry j of the weight is number order[j]" into blocks of consecutive numbers of one rank."""
     steps = (np.diff(order) != 1) | (order[1:] % size == 0)

@@ -1,4 +1,4 @@
-"""What the weights of a sharded checkpoint become: every part is checked and has its place before anything is written."""
+"""What the weights of a sharded checkpoint become: every part is checked and placed before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.shard_files import Rank, ShardFiles
-from paddlesft.checkpoints.shard_layout import Division, division_of, prefix_divisions, tensor_parallel_actions
+from paddlesft.checkpoints.shard_layout import (
+    Division,
+    adapter_division,
+    division_of,
+    prefix_divisions,
+    tensor_parallel_actions,
+)
 from paddlesft.errors import CheckpointError
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
@@ -183,7 +189,7 @@ def _text(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def _full_name(name: str, family: Family, skeleton: Skeleton) -> str:
+def full_name(name: str, family: Family, skeleton: Skeleton) -> str:
     """Return a weight's name in the model; some pipeline classes leave the first part out."""
     longer = f"{family.base_prefix}.{name}"
     return longer if name not in skeleton.shapes and longer in skeleton.shapes else name
@@ -201,7 +207,7 @@ def _gather(
     stored: dict[str, str] = {}
     for stage in stages:
         for name in stage:
-            full = _full_name(name, family, skeleton)
+            full = full_name(name, family, skeleton)
             first = skeleton.second_names.get(full, full)
             gathered.setdefault(first, [])
             # the weight's own name first: PaddleNLP has no rule for some second names
@@ -276,14 +282,14 @@ def _place_adapter(
     actions = tensor_parallel_actions(config, family, [*skeleton.shapes], degree) if degree > 1 else {}
     for name, parts in gathered.items():
         layer, _, kind = name.rpartition(".")
-        weight = _full_name(f"{layer}.weight", family, skeleton) if kind in LOW_RANK else name
+        weight = full_name(f"{layer}.weight", family, skeleton) if kind in LOW_RANK else name
         if weight not in skeleton.shapes:
             problems.append(f"{parts[0][0][0]} holds {name}, but the model of config.json has no {weight}")
             continue
         whole_weight, part = skeleton.shapes[weight], parts[0][0][1].shape
         division = None
         if weight in actions:
-            division = _low_rank_division(actions[weight], kind, whole_weight, part, degree)
+            division = adapter_division(actions[weight], kind, whole_weight, degree)
         whole = division.whole_shape(part, degree) if division else part
         wanted = {"lora_A": (whole_weight[0], part[-1]), "lora_B": (part[0], whole_weight[-1])}.get(kind, whole_weight)
         if whole != wanted:
@@ -292,32 +298,8 @@ def _place_adapter(
                 f"the model makes it {list(wanted)}"
             )
             continue
-        full = _full_name(f"{layer}.weight", family, skeleton)[: -len("weight")] + kind if kind in LOW_RANK else name
+        full = full_name(f"{layer}.weight", family, skeleton)[: -len("weight")] + kind if kind in LOW_RANK else name
         plan.pieces.append(Piece(full, parts, division, wanted))
-
-
-def _low_rank_division(
-    action: Any, kind: str, weight: Sequence[int], part: Sequence[int], degree: int
-) -> Division | None:
-    """Return how A [in, r] or B [r, out] is divided: as the weight's inputs or outputs are; None where not at all.
-
-    PaddleNLP joins every B in the order of the ranks. Where the layer's weight holds several projections that are
-    divided one by one (query, key and value in one matrix), B's columns have to follow the weight's.
-    """
-    found = division_of(action, part if kind not in LOW_RANK else _part_of(action, weight, degree), degree)
-    if kind == "lora_A":
-        return found if found.axis == 0 else None
-    if kind == "lora_B":
-        return found if found.axis == -1 else None
-    return found
-
-
-def _part_of(action: Any, weight: Sequence[int], degree: int) -> tuple[int, ...]:
-    """Return the shape of a weight's part, which an adapter's files do not hold."""
-    axis = division_of(action, [size // degree for size in weight], degree).axis
-    shape = list(weight)
-    shape[axis] //= degree
-    return tuple(shape)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

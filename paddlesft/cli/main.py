@@ -24,6 +24,8 @@ VERBS = {
     "train": ("paddlesft.cli.train", "fine-tune a model from one config file: LoRA, Prefix-Tuning or full"),
     "check-data": ("paddlesft.cli.check_data", "check data files and show what would be trained"),
     "merge-lora": ("paddlesft.cli.merge_lora", "merge a LoRA adapter into its base model and prove the result"),
+    "merge-shards": ("paddlesft.cli.merge_shards", "merge the files of a parallel run into one model or adapter"),
+    "split-shards": ("paddlesft.cli.split_shards", "split a model or adapter into one file per card"),
     "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),

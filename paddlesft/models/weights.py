@@ -156,11 +156,11 @@ def write_weights(
         shards[-1][name] = tensor
         filled += tensor.nbytes
     if len(shards) == 1:
-        _write_file(directory / SINGLE, shards[0], layout)
+        write_file(directory / SINGLE, shards[0], layout)
         return
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards):
-        _write_file(directory / name, shard, layout)
+        write_file(directory / name, shard, layout)
     index = {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
@@ -168,7 +168,14 @@ def write_weights(
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> None:
+def write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> None:
+    """Write one safetensors file, one tensor in memory at a time.
+
+    Args:
+        path: the file to create.
+        tensors: what to write.
+        layout: ``PADDLE_LAYOUT`` or ``TORCH_LAYOUT``.
+    """
     header: dict[str, object] = {"__metadata__": {"format": layout}}
     offset = 0
     for name, tensor in tensors.items():

@@ -131,21 +131,19 @@ def layer_activations(layout: Layout, plan: TensorPlan, work: Workload) -> int:
     key_values = 2 * plan.kv_heads * plan.head_dim
     attends = 2 * h / repeated + (2 * attention_width + key_values) / t  # norm: in and out; q, k, v; input of o
     feeds = 2 * h / repeated + (3 if plan.gated else 2) * plan.ffn / t  # norm: in and out; gate, up, product
-    scores = 0.0 if work.flash_attention else plan.heads * work.length / t
-    masks = 0.0  # bytes of dropout's masks
+    others = 0.0  # bytes, not numbers: attention scores, and dropout's masks of one byte
+    if not work.flash_attention and work.recompute not in ("core_attn", "full_attn"):
+        # dropout adds a mask and a second copy
+        kept = work.score_bytes + (1 + work.activation_bytes if plan.dropout else 0)
+        others += plan.heads * work.length / t * kept
     if plan.dropout:
-        masks = 2 * h / repeated + scores  # behind both blocks, and on the attention weights
-        scores *= 2  # the weights before and after dropout
+        others += 2 * h / repeated  # behind both blocks
     if layout.sequence_parallel and not work.regather:
         # PaddleNLP's column matrices each keep the whole input that they gathered
-        gathered = plan.column_matrices * h
-        attends += gathered if work.recompute != "full_attn" else 0
-    if work.recompute == "core_attn":
-        scores, masks = 0.0, 2 * h / repeated if plan.dropout else 0.0
+        attends += plan.column_matrices * h
     if work.recompute == "full_attn":
-        attends, scores, masks = 2 * h / repeated, 0.0, 2 * h / repeated if plan.dropout else 0.0
-    numbers = attends + feeds + scores
-    return int(layout.micro_batch * work.length * (numbers * work.activation_bytes + masks))
+        attends = 2 * h / repeated
+    return int(layout.micro_batch * work.length * ((attends + feeds) * work.activation_bytes + others))
 
 
 def recomputed_input(layout: Layout, plan: TensorPlan, work: Workload) -> int:
@@ -160,6 +158,7 @@ def mask_bytes(layout: Layout, work: Workload) -> int:
 
 
 def logit_bytes(layout: Layout, plan: TensorPlan, work: Workload) -> int:
-    """Return the bytes of the float32 logits and of their gradient, if every position is trained."""
+    """Return the bytes of the logits, in float32 too, and of their gradient, if every position is trained."""
     t = layout.tensor if work.divided_logits and not layout.whole_vocabulary else 1
-    return 2 * 4 * layout.micro_batch * work.length * plan.vocab // t
+    copy = work.activation_bytes if work.activation_bytes < 4 else 0
+    return (2 * 4 + copy) * layout.micro_batch * work.length * plan.vocab // t

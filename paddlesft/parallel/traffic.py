@@ -3,11 +3,11 @@
 Collectives are counted as rings: of n bytes over g ranks an all-reduce sends ``2 (g - 1) / g n``, an all-gather, a
 reduce-scatter, a reduce to changing owners or a broadcast from them ``(g - 1) / g n``.
 
-What is sent: gradients (data); gradients and weights (sharding: ZeRO, arXiv:1910.02054, section 7); activations
-(tensor: Megatron-LM, arXiv:1909.08053, section 3; with sequence parallelism arXiv:2205.05198, section 4.2.2); activations where
-stages meet (pipeline: arXiv:2104.04473). How often follows Paddle: q, k, v, gate and up are matrices of their own, and
-each sums the gradient of its input; stage 2 reduces with every micro-batch; stage 3 gathers weights twice and
-all-reduces gradients with every micro-batch.
+What is sent: gradients (data); gradients and weights (sharding: ZeRO, arXiv:1910.02054, section 7); activations of each
+layer (tensor: Megatron-LM, arXiv:1909.08053, section 3, and arXiv:2205.05198, section 4.2.2); activations where stages
+meet (pipeline: arXiv:2104.04473). How often follows Paddle: q, k, v, gate and up are matrices of their own, and each
+sums the gradient of its input; stage 2 reduces with every micro-batch; stage 3 gathers weights twice and all-reduces
+gradients with every micro-batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def estimate_traffic(layout: Layout, plan: TensorPlan, work: Workload) -> list[T
         "data": (data_bytes, "gradients, once a step"),
         "sharding": (sharding_bytes, _SHARDING[layout.stage]),
         "tensor": (tensor_bytes, "activations of every layer and micro-batch"),
-        "pipeline": (pipeline_bytes, "activations at the stages' borders"),
+        "pipeline": (pipeline_bytes, "activations where stages meet"),
     }
     return [
         Traffic(axis, round(max(count(layout, plan, work, stage) for stage in range(layout.pipeline))), what)

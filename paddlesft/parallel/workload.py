@@ -25,6 +25,8 @@ class Workload:
         length: tokens of a row.
         weight_bytes, gradient_bytes, state_bytes, activation_bytes: bytes of a number; ``state_bytes`` is what the
             optimizer keeps for each trained number, its float32 copy of the weight included.
+        score_bytes: kept of each attention score, before dropout; PaddleNLP computes the softmax in float32 and keeps
+            that beside the half-precision copy.
         method: full, lora or prefix.
         lora_rank, lora_targets: of LoRA; the targets are regular expressions over module names.
         prefix_tokens, prefix_width: of Prefix-Tuning; the width of its MLP, 0 without one.
@@ -40,6 +42,7 @@ class Workload:
     gradient_bytes: int = 4
     state_bytes: int = 8
     activation_bytes: int = 4
+    score_bytes: int = 4
     method: str = "full"
     lora_rank: int = 8
     lora_targets: tuple[str, ...] = ()
@@ -107,6 +110,7 @@ def workload_of(run: RunConfig, family: Family, plan: TensorPlan) -> Workload:
         gradient_bytes=2 if narrow and not training.amp_master_grad else 4,
         state_bytes=moments + 4 if narrow else moments,
         activation_bytes=2 if half or narrow else 4,
+        score_bytes=4 + 2 if half or narrow else 4,
         method="lora" if model.lora else "prefix" if model.prefix_tuning else "full",
         lora_rank=model.lora_rank,
         lora_targets=(targets,) if isinstance(targets, str) else tuple(targets),

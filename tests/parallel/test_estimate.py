@@ -24,7 +24,7 @@ from paddlesft.parallel.layout import Layout
 from paddlesft.parallel.workload import Workload
 from tests.models.test_tensor_plans import tiny_config
 
-HALF = Workload(weight_bytes=2, gradient_bytes=2, state_bytes=12, activation_bytes=2)
+HALF = Workload(weight_bytes=2, gradient_bytes=2, state_bytes=12, activation_bytes=2, score_bytes=2)
 
 
 def plan_of(numbers: int) -> TensorPlan:
@@ -130,6 +130,7 @@ def test_logits_are_divided_when_they_are_left_divided() -> None:
     work = Workload(length=3, divided_logits=True)
     assert logit_bytes(layout, plan, work) == 2 * 4 * 3 * 5
     assert logit_bytes(layout, plan, replace(work, divided_logits=False)) == 2 * 4 * 3 * 10
+    assert logit_bytes(layout, plan, replace(work, activation_bytes=2)) == (2 + 2 * 4) * 3 * 5
     assert logit_bytes(replace(layout, whole_vocabulary=True), plan, work) == 2 * 4 * 3 * 10
 
 

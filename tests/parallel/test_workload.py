@@ -74,6 +74,7 @@ def test_bytes_of_a_number_follow_from_the_precision_keys(keys: dict[str, Any], 
     family = family_named("llama")
     work = workload_of(run_with(**keys), family, family.plan({}))
     assert (work.weight_bytes, work.gradient_bytes, work.state_bytes, work.activation_bytes) == expected
+    assert work.score_bytes == (6 if work.activation_bytes == 2 else 4)
 
 
 def test_every_optimizer_of_the_config_has_its_bytes() -> None:

@@ -182,8 +182,17 @@ class SocketProcessGroup:
 
     # ---- gathering and scattering ----
 
-    def all_gather(self, out: Any, tensor: Any, *_: Any) -> Finished:
-        """``out``, a list of ``n`` tensors or one tensor with ``n`` times the size, receives every member's tensor."""
+    def all_gather(self, out: Any, tensor: Any, sync_op: bool | None = None) -> Finished:
+        """``out``, a list of ``n`` tensors or one tensor with ``n`` times the size, receives every member's tensor.
+
+        Without ``sync_op`` it is paddle's older overload, whose tensor comes first; sequence parallelism uses it.
+        """
+        if sync_op is None:
+            out, tensor = tensor, out
+        return self.all_gather_on_calc_stream(out, tensor)
+
+    def all_gather_on_calc_stream(self, out: Any, tensor: Any) -> Finished:
+        """``all_gather``, always with ``out`` first."""
         if isinstance(out, list | tuple):
             for place, array in zip(out, self._gathered("all_gather", tensor)):
                 _write(place, array)
@@ -221,8 +230,14 @@ class SocketProcessGroup:
         got = self._exchange("broadcast", pieces, () if self._rank == src else (src,))
         return FINISHED if self._rank == src else _write(tensor, _typed(got[src], own.dtype))
 
-    def scatter(self, out: Any, tensors: Sequence[Any] | Any, src: int, *_: Any) -> Finished:
-        """``out`` receives ``tensors[rank]`` of member ``src``."""
+    def scatter(self, out: Any, tensors: Sequence[Any] | Any, src: int, sync_op: bool | None = None) -> Finished:
+        """``out`` receives ``tensors[rank]`` of member ``src``; without ``sync_op``, the tensors come first."""
+        if sync_op is None:
+            out, tensors = tensors, out
+        return self.scatter_on_calc_stream(out, tensors, src)
+
+    def scatter_on_calc_stream(self, out: Any, tensors: Sequence[Any] | Any, src: int) -> Finished:
+        """``scatter``, always with ``out`` first."""
         wanted = _array(out).dtype
         pieces: list[np.ndarray | None] = [None] * self.size()
         if self._rank == src:
@@ -232,7 +247,7 @@ class SocketProcessGroup:
 
     def scatter_tensor(self, out: Any, tensor: Any, src: int, *_: Any) -> Finished:
         """As ``scatter`` of the tensor cut into ``n`` equal parts along its first axis."""
-        return self.scatter(out, tensor, src)
+        return self.scatter_on_calc_stream(out, tensor, src)
 
     # ---- everybody to everybody ----
 
@@ -334,11 +349,9 @@ class SocketProcessGroup:
     reduce_on_calc_stream = reduce
     reduce_scatter_on_calc_stream = reduce_scatter
     reduce_scatter_tensor_on_calc_stream = reduce_scatter_tensor
-    all_gather_on_calc_stream = all_gather
     all_gather_into_tensor_on_calc_stream = all_gather_into_tensor
     all_gather_partial_on_calc_stream = all_gather_partial
     broadcast_on_calc_stream = broadcast
-    scatter_on_calc_stream = scatter
     scatter_tensor_on_calc_stream = scatter_tensor
     all_to_all_on_calc_stream = all_to_all
     all_to_all_tensor_on_calc_stream = all_to_all_tensor

@@ -15,8 +15,10 @@ upstream symbol, the version seen and the reason at the head of its file:
 * ``data_parallel``: the averaging of gradients in ``paddle.DataParallel``;
 * ``devices``, ``sharding``: places that ask for a GPU without needing one.
 
-Paddle goes on calling the backend "gloo". Ranks on CPUs compute in float32: see ``precision``. What such a run shows is
-the layout, the numbers and the checkpoints; not memory, speed, NCCL or fused kernels.
+Paddle goes on calling the backend "gloo". The collectives take bfloat16 and float16 too (they sum in float32), but the
+models' other operators have no half precision kernels on a CPU: ``training.arguments`` and ``models.load`` turn it into
+float32 and say so. What a run on CPU ranks shows is the layout, the numbers and the checkpoints; not memory, speed,
+NCCL, fused kernels or the rounding of half precision.
 """
 
 from __future__ import annotations
@@ -25,10 +27,9 @@ import os
 
 import paddle
 
-from paddlesft.parallel.gloo.precision import precision_on_cpu_ranks
 from paddlesft.parallel.gloo.transport import MissingRank
 
-__all__ = ["MissingRank", "install", "installed", "precision_on_cpu_ranks"]
+__all__ = ["MissingRank", "install", "installed"]
 
 _state = {"installed": False}
 

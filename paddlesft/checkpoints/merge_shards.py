@@ -113,7 +113,7 @@ def merge_shards(
     with new_directory(output, overwrite=overwrite) as scratch:
         notices = list(plan.notices)
         _write_weights(scratch, shards, plan, own)
-        parts = prove_parts(scratch, shards, plan, own)
+        parts = prove_parts(scratch, shards, plan, own, force)
         _write_configs(scratch, shards, config, own, notices)
         logits = _try(scratch) if compute_logits and shards.kind == "model" else None
         if logits is not None and not np.isfinite(logits):
@@ -215,8 +215,15 @@ def prefix_caches(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) 
     return np.ascontiguousarray(caches.transpose(2, 1, 3, 0, 4))
 
 
-def prove_parts(directory: Path, shards: ShardFiles, plan: ShardPlan, own: Mapping[str, Any]) -> int:
+def prove_parts(directory: Path, shards: ShardFiles, plan: ShardPlan, own: Mapping[str, Any], force: bool) -> int:
     """Read what was written and find every rank's part in it again, bit for bit.
+
+    Args:
+        directory: what was written.
+        shards: the checkpoint's files.
+        plan: what was made of them.
+        own: content of the config that describes the shards.
+        force: of weights that all ranks share, look for the first rank's only.
 
     Returns:
         The number of parts.
@@ -237,7 +244,7 @@ def prove_parts(directory: Path, shards: ShardFiles, plan: ShardPlan, own: Mappi
             whole = whole[..., np.argsort(order[1])]
         whole = _with_padding(whole, piece)
         for part in piece.parts[:1]:  # copies in other stages were compared before
-            for rank, (file, value) in enumerate(part):
+            for rank, (file, value) in enumerate(part[:1] if force and not piece.division else part):
                 again = piece.division.part(whole, rank, len(part)) if piece.division else whole
                 held = value.make()
                 if not same_bits(again, held) and not _only_padding(piece, held, again):

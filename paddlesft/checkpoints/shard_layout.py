@@ -57,6 +57,7 @@ class Division:
         """
         whole = None
         for rank, make in enumerate(parts):
+            part = None  # give back the one before
             part = make()
             if whole is None:
                 whole = np.empty(self.whole_shape(part.shape, len(parts)), part.dtype)

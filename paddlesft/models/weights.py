@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,9 +222,8 @@ def hash_weights(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _blocks(path: Path, begin: int, end: int, size: int = 1 << 24) -> Iterator[bytes]:
-    if end == begin:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+def _blocks(path: Path, begin: int, end: int, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
         for start in range(begin, end, size):
-            yield view[start : min(start + size, end)]
+            yield file.read(min(size, end - start))

@@ -60,7 +60,12 @@ def usable_dtype(wanted: str) -> str:
     return "float32" if paddle.get_device().startswith("cpu") else wanted
 
 
-def load_model(directory: str | Path, dtype: str | None = None, for_training: bool = False) -> Any:
+def load_model(
+    directory: str | Path,
+    dtype: str | None = None,
+    for_training: bool = False,
+    tensor_parallel: tuple[int, int] = (1, 0),
+) -> Any:
     """Load the causal language model of a model directory.
 
     Args:
@@ -69,6 +74,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
         dtype: float32, bfloat16 or float16; the directory's own when None. On CPU the model is float32 whatever is
             asked, with a notice.
         for_training: leave the model in training mode instead of evaluation mode.
+        tensor_parallel: how many ranks share each layer, and which of them this is; Fleet has been started if several.
 
     Returns:
         A PaddleNLP model; its ``config.dtype`` is the type that it has in memory.
@@ -78,6 +84,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
     """
     directory = paddle_directory(directory)
     config = load_config(directory)
+    config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
     wanted = dtype or config.dtype or "float32"
     if wanted not in DTYPES:
         raise ModelDirectoryError(f"dtype {wanted!r} is not one of {', '.join(DTYPES)}.")

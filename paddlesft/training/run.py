@@ -139,9 +139,16 @@ def _build(
     training = run_config.training
     half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
     pure = half if training.fp16_opt_level == "O2" else None
-    model = load_model(inputs.base, dtype=run_config.model.dtype or pure or "float32", for_training=True)
+    degree = max(arguments.tensor_parallel_degree, 1)
+    model = load_model(
+        inputs.base,
+        dtype=run_config.model.dtype or pure or "float32",
+        for_training=True,
+        tensor_parallel=(degree, arguments.tensor_parallel_rank if degree > 1 else 0),
+    )
     set_model_switches(model, run_config)
-    accelerate(model)
+    if degree == 1:  # the fast layers hold whole weights
+        accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
     train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")

@@ -81,6 +81,30 @@ class Division:
         return part
 
 
+    def holds(self, whole: np.ndarray, part: np.ndarray, rank: int, from_zero: bool = False) -> bool:
+        """Tell whether a weight holds a rank's part bit for bit; nothing is copied.
+
+        Args:
+            whole: the weight.
+            part: what the rank held.
+            rank: its number.
+            from_zero: zeros in the weight fit anything (padding that was cut off).
+        """
+        whole, part = as_bits(whole), as_bits(part)
+        for block in self.blocks:
+            if block.rank == rank:
+                there = _along(whole, self.axis, block.whole, block.length)
+                held = _along(part, self.axis, block.inside, block.length)
+                if not (np.all((there == held) | (there == 0)) if from_zero else np.array_equal(there, held)):
+                    return False
+        return True
+
+
+def as_bits(array: np.ndarray) -> np.ndarray:
+    """View numbers as unsigned integers, so that a NaN equals itself and 0.0 does not equal -0.0."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
 def _along(array: np.ndarray, axis: int, start: int, length: int) -> np.ndarray:
     return array[..., start : start + length] if axis == -1 else array[start : start + length]
 

@@ -14,6 +14,7 @@ from paddlesft.checkpoints.shard_files import Rank, ShardFiles
 from paddlesft.checkpoints.shard_layout import (
     Division,
     adapter_division,
+    as_bits,
     division_of,
     prefix_divisions,
     tensor_parallel_actions,
@@ -306,8 +307,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Compare two arrays bit for bit, as a NaN is equal to no number."""
     if a.shape != b.shape:
         return False
-    a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    return bool(np.array_equal(a, b))
+    return bool(np.array_equal(as_bits(a), as_bits(b)))
 
 
 def _compare_copies(plan: ShardPlan, problems: list[str], force: bool) -> None:

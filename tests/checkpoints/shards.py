@@ -111,7 +111,8 @@ def change(file: Path, **values: Any) -> None:
     import numpy as np
     import paddle
 
-    content = {key: value for key, value in paddle.load(str(file), return_numpy=True).items() if hasattr(value, "shape")}
+    content = paddle.load(str(file), return_numpy=True)
+    content = {key: value for key, value in content.items() if hasattr(value, "shape")}
     for name, value in values.items():
         if value is None:
             del content[name]

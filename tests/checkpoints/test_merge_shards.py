@@ -1,4 +1,4 @@
-"""Shards of tensor- and pipeline-parallel runs become the model they were cut from, or a message that says what is wrong.
+"""Shards of tensor- and pipeline-parallel runs become the model they were cut from, or a message says what is wrong.
 
 ``tests/parallel/test_shards_of_ranks.py`` does the same with files and logits of real ranks.
 """
@@ -122,7 +122,8 @@ def test_what_the_new_directory_holds(llama_tp2: Path, tmp_path: Path) -> None:
     (llama_tp2 / "paddlesft.json").write_text('{"format": 1, "chat_template": "chatml", "method": "full"}')
     report = merge_shards(llama_tp2, tmp_path / "merged")
     merged = json.loads((tmp_path / "merged/config.json").read_text())
-    assert [merged[key] for key in ("tensor_parallel_degree", "tensor_parallel_rank", "pipeline_parallel_degree")] == [1, 0, 1]
+    assert (merged["tensor_parallel_degree"], merged["tensor_parallel_rank"]) == (1, 0)
+    assert merged["pipeline_parallel_degree"] == 1
     assert merged["sequence_parallel"] is False and merged["hidden_size"] == 64
     told = read_provenance(tmp_path / "merged")
     assert (told["chat_template"], told["method"], told["kind"]) == ("chatml", "full", "model")
@@ -173,7 +174,7 @@ def test_parts_by_name_and_of_limited_size(even: Callable[[str], Path], tmp_path
     assert report.layout == "tensor parallel 2, sharding 2" and report.files == 6
     assert_same_weights(tmp_path / "merged", even("llama"))
     (shards / "model_state.tp01_shard01-00002-of-00002.pdparams").unlink()
-    with pytest.raises(CheckpointError, match=r"1 of 6 files are missing: model_state.tp01_shard01-00002-of-00002.pdparam"):
+    with pytest.raises(CheckpointError, match=r"1 of 6 files are missing: model_state.tp01_shard01-00002-of-00002"):
         merge_shards(shards, tmp_path / "again")
 
 
@@ -185,7 +186,8 @@ def test_whole_weights_are_said_to_be_whole(even: Callable[[str], Path], tmp_pat
         merge_shards(source, tmp_path / "merged")
     assert str(caught.value) == (
         f"{source} holds whole weights already (model.safetensors; a unified checkpoint or a single process): there is "
-        "nothing to merge. To copy it as a plain model directory, without the keys of the parallel run, add --copy_whole."
+        "nothing to merge. To copy it as a plain model directory, without the keys of the parallel run, add "
+        "--copy_whole."
     )
     assert merge_shards(source, tmp_path / "merged", copy_whole=True).whole
     assert_same_weights(tmp_path / "merged", source)
@@ -204,8 +206,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "last rank missing": (
         lambda path: (path / "model_state.tp01.pdparams").unlink(),
-        "config.json says tensor_parallel_degree 2, but there are files of 1 tensor-parallel ranks. Missing: tp01. Copy "
-        "all ranks' files of one run into one directory.",
+        "config.json says tensor_parallel_degree 2, but there are files of 1 tensor-parallel ranks. Missing: tp01. "
+        "Copy all ranks' files of one run into one directory.",
     ),
     "a weight missing": (
         lambda path: change(path / "model_state.tp01.pdparams", **{Q: None}),
@@ -225,7 +227,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another model's weights": (
         lambda path: [change(path / f"model_state.tp0{r}.pdparams", **{Q: lambda a: a[:, :16]}) for r in (0, 1)],
-        f"{Q} is [64, 32], joined from 2 ranks with [64, 16] (model_state.tp00.pdparams); config.json makes it [64, 64]",
+        f"{Q} is [64, 32], joined from 2 ranks with [64, 16] (model_state.tp00.pdparams); config.json makes it "
+        "[64, 64]",
     ),
     "a weight that no rule divides": (
         lambda path: [change(path / f"model_state.tp0{r}.pdparams", **{NORM: lambda a: a[:32]}) for r in (0, 1)],
@@ -237,14 +240,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "replicas differ": (
         lambda path: change(path / "model_state.tp01.pdparams", **{NORM: shift(0.25)}),
-        f"{NORM} differs by up to 2.50e-01 between model_state.tp00.pdparams and model_state.tp01.pdparams, which should "
-        "hold the same\nCopy the files of one step of one run into one directory. --force takes the first rank's values.",
+        f"{NORM} differs by up to 2.50e-01 between model_state.tp00.pdparams and model_state.tp01.pdparams, which "
+        "should hold the same\nCopy the files of one step of one run into one directory. --force takes the first "
+        "rank's values.",
     ),
     "expert parallelism": (
         lambda path: (path / "model_state.tp01.pdparams").rename(path / "model_state.tp01_moe00.pdparams"),
         "holds parts of expert parallelism (model_state.tp01_moe00.pdparams), which cannot be merged here.",
     ),
-    "no config": (lambda path: (path / "config.json").unlink(), "has no config.json. Copy it from the first rank's node."),
+    "no config": (
+        lambda path: (path / "config.json").unlink(),
+        "has no config.json. Copy it from the first rank's node.",
+    ),
     "two kinds of adapters": (
         lambda path: [shutil.copy(path / "model_state.tp00.pdparams", path / f"{kind}_model_state.tp00.pdparams")
                       for kind in ("lora", "prefix")],
@@ -275,7 +282,8 @@ def test_all_problems_come_at_once(llama_tp2: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         merge_shards(llama_tp2, tmp_path / "merged")
     assert str(caught.value).count("\n  - ") == 7 and "and 3 more" in str(caught.value)
-    assert str(caught.value).startswith(f"{llama_tp2} cannot be merged; nothing was written:\n  - model_state.tp00.pdparams")
+    start = f"{llama_tp2} cannot be merged; nothing was written:\n  - model_state.tp00.pdparams lacks odd.0"
+    assert str(caught.value).startswith(start)
 
 
 def test_force_takes_the_first_ranks_values(llama_tp2: Path, even: Callable[[str], Path], tmp_path: Path) -> None:
@@ -292,7 +300,7 @@ def test_force_takes_the_first_ranks_values(llama_tp2: Path, even: Callable[[str
 def test_steps_of_the_directory(llama_tp2: Path, tmp_path: Path) -> None:
     (llama_tp2 / "trainer_state.json").write_text('{"global_step": 20}')
     checkpoint = llama_tp2.rename(tmp_path / "checkpoint-30")
-    with pytest.raises(CheckpointError, match="different steps are mixed: trainer_state.json is of step 20"):
+    with pytest.raises(CheckpointError, match=r"different steps are mixed: trainer_state.json is of step 20"):
         merge_shards(checkpoint, tmp_path / "merged")
     merge_shards(checkpoint.rename(tmp_path / "checkpoint-20"), tmp_path / "merged")
 
@@ -300,10 +308,10 @@ def test_steps_of_the_directory(llama_tp2: Path, tmp_path: Path) -> None:
 def test_missing_last_stage(even: Callable[[str], Path], tmp_path: Path) -> None:
     shards = write_model_shards(even("llama"), tmp_path / "shards", pp=2)
     (shards / "model_state.pp01.pdparams").unlink()
-    with pytest.raises(CheckpointError, match="11 of 21 weights are in no file: .* Is a pipeline stage missing"):
+    with pytest.raises(CheckpointError, match=r"11 of 21 weights are in no file: .* Is a pipeline stage missing"):
         merge_shards(shards, tmp_path / "merged")
     (shards / "model_state.pp00.pdparams").rename(shards / "model_state.pp01.pdparams")
-    with pytest.raises(CheckpointError, match="1 of 2 files are missing: model_state.pp00.pdparams"):
+    with pytest.raises(CheckpointError, match=r"1 of 2 files are missing: model_state.pp00.pdparams"):
         merge_shards(shards, tmp_path / "merged")
 
 
@@ -311,7 +319,7 @@ def test_tied_embedding_of_two_stages(tmp_path: Path) -> None:
     source = write_even_family("llama", tmp_path / "llama", tie_word_embeddings=True)
     shards = write_model_shards(source, tmp_path / "shards", pp=2)
     change(shards / "model_state.pp01.pdparams", **{"lm_head.weight": shift(1)})
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight differs by up to 1.00e\+00 between model_state.pp0"):
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight differs by up to 1.00e\+00 between model_st"):
         merge_shards(shards, tmp_path / "merged")
 
 
@@ -320,17 +328,17 @@ def test_directories_that_are_no_checkpoint(even: Callable[[str], Path], llama_t
     for path in (empty, run / "checkpoint-9", run / "checkpoint-10"):
         path.mkdir(parents=True)
     for path, message in (
-        (tmp_path / "no", f"model_name_or_path: {tmp_path / 'no'} is not a directory. Give the directory of a checkpoint."),
+        (tmp_path / "no", f"{tmp_path / 'no'} is not a directory. Give the directory of a checkpoint."),
         (empty, "lora_model_state.tp00.pdparams or the like. Found: nothing."),
-        (run, f"is a run's directory; its checkpoints are checkpoint-10, checkpoint-9. Give one: {run / 'checkpoint-10'}."),
+        (run, f"a run's directory; its checkpoints are checkpoint-10, checkpoint-9. Give one: {run}/checkpoint-10."),
     ):
         with pytest.raises(CheckpointError) as caught:
             merge_shards(path, tmp_path / "merged")
         assert message in str(caught.value)
     (empty / "0_0.distcp").touch()
-    with pytest.raises(CheckpointError, match="Paddle's automatic parallelism .* unified_checkpoint: true"):
+    with pytest.raises(CheckpointError, match=r"Paddle's automatic parallelism .* unified_checkpoint: true"):
         merge_shards(empty, tmp_path / "merged")
-    with pytest.raises(CheckpointError, match="merged lies in the checkpoint itself. It is never changed: choose another"):
+    with pytest.raises(CheckpointError, match=r"merged lies in the checkpoint itself. It is never changed: choose"):
         merge_shards(llama_tp2, llama_tp2 / "merged")
     (llama_tp2 / "model_state.tp01.pdparams").write_bytes((llama_tp2 / "model_state.tp01.pdparams").read_bytes()[:9000])
     with pytest.raises(ModelDirectoryError, match=r"tp01.pdparams is damaged or incomplete \(.*\). Copy it again."):
@@ -347,7 +355,7 @@ def test_a_write_that_went_wrong_is_noticed(
         whole(directory, tensors, layout)
 
     monkeypatch.setattr(module, "write_weights", wrong)
-    with pytest.raises(CheckpointError, match="the part in model_state.tp00.pdparams is not found again in what was wri"):
+    with pytest.raises(CheckpointError, match=r"the part in model_state.tp00.pdparams is not found again in what"):
         merge_shards(llama_tp2, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -380,12 +388,16 @@ print(peak() - before)
 
 
 def test_memory_is_bounded_by_the_largest_weight(tmp_path: Path) -> None:
-    """160 MB of weights, the largest of 16 MB: at most twice that beside what the process held before."""
+    """260 MB of weights, the largest of 67 MB: at most twice that beside what the process held before.
+
+    Measured is 109 MB: the largest weight, half of it, and a little. Below 32 MB one would measure what malloc keeps.
+    """
     from paddlesft.models.pdparams import write_pdparams
     from paddlesft.models.shapes import expected_shapes
 
     sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 8}
-    config = {"model_type": "llama", "vocab_size": 4096, "num_key_value_heads": 8, "tie_word_embeddings": False, **sizes}
+    config = {"model_type": "llama", "vocab_size": 16384, "num_key_value_heads": 8, **sizes}
+    config["tie_word_embeddings"] = False
     shapes = expected_shapes(config)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -405,10 +417,10 @@ def test_memory_is_bounded_by_the_largest_weight(tmp_path: Path) -> None:
         )
     largest = max(4 * int(np.prod(shape)) for shape in shapes.values())
     total = sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    assert largest == 16 * 2**20 and total > 9 * largest
+    assert largest == 64 * 2**20 and total > 3.8 * largest
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(shards), str(tmp_path / "merged")],
         cwd=REPO, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) < 2 * largest + 8 * 2**20, done.stdout
+    assert int(done.stdout.splitlines()[-1]) < 2 * largest, done.stdout

@@ -1,8 +1,9 @@
 """A tensor-parallel rank that loads a model, computes logits and saves its part: ``save_shards.py JOBS.json``.
 
-JOBS.json holds a list of jobs {name, model (directory), output, prompts, and perhaps method ("lora" or "prefix")}. PaddleNLP
-itself divides the whole model among the ranks and saves each rank's part into ``output/NAME``; the logits of rank r, of
-its part of the vocabulary or of all, go to ``output/NAME.logits_r.npz``. A job that fails leaves ``output/NAME.error``.
+JOBS.json holds a list of jobs {name, model (directory), output, prompts, method ("full", "lora" or "prefix")}.
+PaddleNLP itself loads each rank's part, or divides a whole model, and saves the parts into ``output/NAME``; the logits
+of rank r, of its part of the vocabulary or of all, go to ``output/NAME.logits_r.npz``. A job that fails leaves
+``output/NAME.error``.
 """
 
 from __future__ import annotations

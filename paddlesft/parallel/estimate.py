@@ -57,15 +57,11 @@ def worst_card(memory: list[Memory]) -> Memory:
     return max(memory, key=lambda one: one.total)
 
 
-def stage_tensors(layout: Layout, plan: TensorPlan, stage: int) -> Iterator[PlannedTensor]:
-    """Yield the weights of a pipeline stage; the last stage has a copy of an embedding that is the head too."""
+def outer_tensors(layout: Layout, plan: TensorPlan, stage: int) -> Iterator[PlannedTensor]:
+    """Yield what a stage holds besides layers; the last one has a copy of an embedding that is the head too."""
     last = layout.pipeline - 1
     if stage == 0:
         yield from plan.embedding
-    for chunk in layout.stage_chunks(stage):
-        for i in chunk:
-            for tensor in plan.layer:
-                yield PlannedTensor(tensor.name.format(i=i), tensor.shape, tensor.split)
     if stage == last:
         yield from plan.norm
         yield from plan.head
@@ -73,14 +69,28 @@ def stage_tensors(layout: Layout, plan: TensorPlan, stage: int) -> Iterator[Plan
             yield plan.table
 
 
+def stage_tensors(layout: Layout, plan: TensorPlan, stage: int) -> Iterator[PlannedTensor]:
+    """Yield the weights of a pipeline stage, the layers' under their full names."""
+    yield from outer_tensors(layout, plan, stage)
+    for chunk in layout.stage_chunks(stage):
+        for i in chunk:
+            for tensor in plan.layer:
+                yield PlannedTensor(tensor.name.format(i=i), tensor.shape, tensor.split)
+
+
 def stage_numbers(layout: Layout, plan: TensorPlan, work: Workload, stage: int) -> tuple[int, int]:
     """Return how many numbers a card of a stage holds, and how many of them it trains, before sharding."""
     t = layout.tensor
-    tensors = list(stage_tensors(layout, plan, stage))
     prefix = work.prefix_numbers(plan, t)
-    held = sum(tensor.local_size(t) for tensor in tensors)
-    trained = work.trained(tensors, t) + prefix
-    return held + (trained if work.method != "full" else 0), trained
+    if work.method == "lora":  # its targets are chosen by names, which may name single layers
+        tensors = list(stage_tensors(layout, plan, stage))
+        held = sum(tensor.local_size(t) for tensor in tensors)
+        trained = work.trained(tensors, t)
+        return held + trained, trained
+    held = sum(tensor.local_size(t) for tensor in outer_tensors(layout, plan, stage))
+    layers = sum(len(chunk) for chunk in layout.stage_chunks(stage))
+    held += layers * sum(tensor.local_size(t) for tensor in plan.layer)
+    return (held, held) if work.method == "full" else (held + prefix, prefix)
 
 
 def _stage_memory(layout: Layout, plan: TensorPlan, work: Workload, stage: int) -> Memory:

@@ -34,7 +34,7 @@ class Workload:
         flash_attention: the scores are never stored.
         divided_logits: the logits stay divided by vocabulary (``tensor_parallel_output``).
         regather: inputs that sequence parallelism gathers are gathered again in the backward pass instead of kept
-            (``tensor_parallel_config: enable_sp_async_reduce_scatter``).
+            (``recompute_allgather`` of Paddle's ``mp_configs``, which no key of PaddleNLP sets).
     """
 
     length: int = 2048
@@ -119,5 +119,4 @@ def workload_of(run: RunConfig, family: Family, plan: TensorPlan) -> Workload:
         recompute=training.recompute_granularity if training.recompute else "none",
         flash_attention=model.use_flash_attention,
         divided_logits=training.tensor_parallel_output,
-        regather="enable_sp_async_reduce_scatter" in training.tensor_parallel_config,
     )

@@ -89,10 +89,18 @@ def test_every_optimizer_of_the_config_has_its_bytes() -> None:
 def test_switches_of_a_run_reach_the_workload() -> None:
     family = family_named("llama")
     run = run_with(recompute=True, recompute_granularity="core_attn", use_flash_attention=True, max_length=512,
-                   tensor_parallel_output=True, tensor_parallel_config="enable_sp_async_reduce_scatter",
+                   tensor_parallel_output=True,
                    lora=True, lora_target_modules=".*v_proj.*")  # fmt: skip
     work = workload_of(run, family, family.plan({}))
     assert (work.recompute, work.flash_attention, work.length) == ("core_attn", True, 512)
-    assert (work.divided_logits, work.regather, work.lora_targets) == (True, True, (".*v_proj.*",))
+    assert (work.divided_logits, work.regather, work.lora_targets) == (True, False, (".*v_proj.*",))
     assert default_of(run.find("recompute")[1]) is False
     assert workload_of(run_with(), family, family.plan({})).recompute == "none"
+
+
+def test_no_key_of_paddlenlp_makes_gathered_inputs_be_gathered_again() -> None:
+    import inspect
+
+    from paddlenlp.trainer import TrainingArguments
+
+    assert "recompute_allgather" not in inspect.getsource(TrainingArguments)

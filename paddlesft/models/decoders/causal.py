@@ -125,8 +125,8 @@ class CausalDecoder:
         return self.lm.lm_head
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
-        return self.head(hidden)
+        """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""
+        return self.head(hidden, tensor_parallel_output=False) if self.vocabulary_is_split else self.head(hidden)
 
     @property
     def vocabulary_is_split(self) -> bool:

@@ -54,7 +54,7 @@ def _summed(x: Any, group_id: int, op: Any = SUM) -> Any:
 def _joined(x: Any, n: int, group_id: int) -> Any:
     """Return the members' tensors side by side, [..., n * h]."""
     parts = [paddle.empty_like(x) for _ in range(n)]
-    _process_group(group_id).all_gather(parts, x)
+    _process_group(group_id).all_gather_on_calc_stream(parts, x)
     return paddle.concat(parts, axis=-1)
 
 

@@ -39,7 +39,7 @@ def stored_weights(directory: str | Path) -> dict[str, NewTensor]:
         if parts:
             raise ModelDirectoryError(
                 f"{directory} holds the shards of a parallel run ({', '.join(parts[:3])}). "
-                "Merge them into one model first."
+                f"Merge them first: paddlesft merge-shards --model_name_or_path {directory} --output_path NEW_DIR."
             )
         raise ModelDirectoryError(f"{directory} holds no weights (*.safetensors or {PDPARAMS}).")
     return {name: tensor for file in files for name, tensor in read_pdparams(directory / file).items()}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from paddlesft.checkpoints import merge_shards as module
+from paddlesft.checkpoints.adapter import read_adapter
 from paddlesft.checkpoints.merge_shards import merge_shards
 from paddlesft.checkpoints.verify import logits_of
 from paddlesft.errors import CheckpointError, ModelDirectoryError
@@ -372,6 +373,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 import paddlenlp.transformers
+from paddlesft.checkpoints.adapter import read_adapter
 from paddlesft.checkpoints.merge_shards import merge_shards
 from paddlesft.models.shapes import skeleton_of
 
@@ -424,3 +426,16 @@ def test_memory_is_bounded_by_the_largest_weight(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) < 2 * largest, done.stdout
+
+
+def test_verbs_that_need_a_whole_model_say_how_to_get_one(llama_tp2: Path, even: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelDirectoryError) as caught:
+        stored_weights(llama_tp2)
+    command = f"Merge them first: paddlesft merge-shards --model_name_or_path {llama_tp2} --output_path NEW_DIR."
+    assert str(caught.value).endswith(command)
+    for file in llama_tp2.glob("*.pdparams"):
+        file.rename(llama_tp2 / f"lora_{file.name}")
+    (llama_tp2 / "lora_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    with pytest.raises(ModelDirectoryError) as caught:
+        read_adapter(llama_tp2)
+    assert str(caught.value).endswith(command)

@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     renewed = with_table(text)
     if not check:
         path.write_text(renewed, encoding="utf-8")
-        print(f"{PAGE}: {len(table().splitlines()) - 2} rows")
+        print(f"{PAGE}: written")
     elif renewed != text:
         print(f"{PAGE}: the table of layouts is out of date. Run: python tools/write_layout_table.py")
         return 1

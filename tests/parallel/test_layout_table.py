@@ -24,6 +24,7 @@ def test_a_stale_table_is_found_and_renewed(
     page.parent.mkdir()
     page.write_text(f"before\n{write_layout_table.BEGIN}\n\n{write_layout_table.END}\nafter\n", encoding="utf-8")
     monkeypatch.setattr(write_layout_table, "REPO", tmp_path)
+    monkeypatch.setattr(write_layout_table, "CASES", [("Qwen2 72B", "full", (16,))])
     assert write_layout_table.main(["--check"]) == 1
     assert "docs/parallel.md: the table of layouts is out of date" in capsys.readouterr().out
     assert write_layout_table.main([]) == 0

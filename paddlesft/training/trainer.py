@@ -90,7 +90,7 @@ class SFTTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         observer: Observer | None = None,
-        write_weights: Callable[[Path], None] | None = None,
+        write_weights: Callable[..., None] | None = None,
         write_identity: Callable[[Path], None] | None = None,
         length_grouping: bool = False,
         extra_metrics: ExtraMetrics | None = None,
@@ -326,6 +326,12 @@ class SFTTrainer(Trainer):
         Returns:
             PaddleNLP's ``TrainOutput``.
         """
+        if self.args.use_hybrid_parallel and (resume_from_checkpoint or self.args.save_strategy.value != "no"):
+            raise UserError(
+                f"save_strategy: found {self.args.save_strategy.value}; a run whose layers or optimizer are divided "
+                "among ranks neither writes nor resumes checkpoints in this version. Set save_strategy: no; the result "
+                "is written at the end."
+            )
         self._resume_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._watch = Stopwatch()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint)

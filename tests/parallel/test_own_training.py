@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from paddlesft.training.run_log import read_log
 from tests.parallel.ranks import PROGRAMS, REPO, launch_well
@@ -54,6 +56,17 @@ def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr[-4000:]
     launch_well(2, "own_training.py", root / "two.json", logs=root / "logs", seconds=300)
     return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_is_the_whole_model(runs: Path, layout: str) -> None:
+    alone, together = (load_file(runs / f"full-{name}" / "model.safetensors") for name in ("one", layout))
+    assert {name: array.shape for name, array in alone.items()} == {name: a.shape for name, a in together.items()}
+    for name, array in alone.items():  # Adam enlarges rounding: 12 steps of at most 1e-3 each
+        np.testing.assert_allclose(together[name], array, atol=1e-3, err_msg=name)
+    config = json.loads((runs / f"full-{layout}" / "config.json").read_text(encoding="utf-8"))
+    assert config.get("tensor_parallel_degree", 1) in (-1, 1) and config.get("tensor_parallel_rank", 0) == 0
 
 
 def curve(out: Path) -> list[tuple[int, str, float]]:

@@ -80,7 +80,6 @@ class Division:
                 )
         return part
 
-
     def holds(self, whole: np.ndarray, part: np.ndarray, rank: int, from_zero: bool = False) -> bool:
         """Tell whether a weight holds a rank's part bit for bit; nothing is copied.
 

@@ -242,9 +242,7 @@ def _write_configs(
     write_provenance(scratch, **kept | {"source": source, "shards": shards})
 
 
-def _prove(
-    scratch: Path, weights: Mapping[str, NewTensor], config: Mapping[str, Any], own: Mapping[str, Any]
-) -> None:
+def _prove(scratch: Path, weights: Mapping[str, NewTensor], config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Merge what was written, in memory and weight by weight, and compare it with the source bit for bit."""
     again = {piece.name: piece for piece in plan_merge(find_shards(scratch), config, own, force=False).pieces}
     for name, tensor in weights.items():

@@ -346,9 +346,7 @@ def test_directories_that_are_no_checkpoint(even: Callable[[str], Path], llama_t
         merge_shards(llama_tp2, tmp_path / "merged")
 
 
-def test_a_write_that_went_wrong_is_noticed(
-    llama_tp2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_went_wrong_is_noticed(llama_tp2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = module.write_weights
 
     def wrong(directory: Path, tensors: dict, layout: str) -> None:

@@ -92,9 +92,7 @@ def test_merged_parts_compute_what_the_ranks_did(
         assert max(np.abs(a - b).max() for a, b in zip(plain, wanted(plain[0].shape[-1]))) > 0.1
 
 
-def test_joining_in_the_order_of_ranks_would_be_wrong(
-    saved: Path, even: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_joining_in_the_order_of_ranks_would_be_wrong(saved: Path, even: Callable[[str], Path], tmp_path: Path) -> None:
     """PaddleNLP joins every B so; Qwen's query, key and value are one matrix, each divided by itself."""
     merge_shards(saved / "qwen-lora", tmp_path / "merged", base=even("qwen"))
     columns = np.arange(3 * 64).reshape(3, 2, 32).transpose(1, 0, 2).reshape(-1)  # [q1 k1 v1 q2 k2 v2]

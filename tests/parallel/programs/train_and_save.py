@@ -1,8 +1,8 @@
 """A rank that trains three steps with PaddleNLP's Trainer and saves its part after two: ``train_and_save.py JOBS``.
 
 JOBS is a JSON file with a list of jobs {name, model (directory), output, arguments (of TrainingArguments), lora}. The
-checkpoint, not unified, goes to ``output/NAME/checkpoint-2``, the losses of the steps to ``output/NAME.json``; the third is that of
-the checkpoint on the first eight rows.
+checkpoint, not unified, goes to ``output/NAME/checkpoint-2``, the losses of the steps to ``output/NAME.json``; the third
+is that of the checkpoint on the first eight rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def run(job: dict[str, Any]) -> None:
     get_rng_state_tracker().reset()
     arguments = TrainingArguments(
         output_dir=str(output / job["name"]), save_strategy="steps", save_steps=2, max_steps=3, logging_steps=1,
-        device="cpu", disable_tqdm=True, report_to=[], seed=11, learning_rate=0.01, unified_checkpoint=False, **job["arguments"],
+        device="cpu", disable_tqdm=True, report_to=[], seed=11, learning_rate=0.01, unified_checkpoint=False,
+        **job["arguments"],
     )  # fmt: skip
     parallel_helper.__parallel_ctx__clz__ = True
     config = AutoConfig.from_pretrained(job["model"])

@@ -306,7 +306,7 @@ class SocketProcessGroup:
     def recv_partial(self, tensor: Any, src: int, num: int, index: int, sync_op: bool = True, *_: Any) -> Receipt:
         """Receive part ``index`` of ``num`` into its place in the tensor."""
 
-        def fill(array: bytearray) -> None:
+        def fill(array: memoryview) -> None:
             whole = _array(tensor).reshape(-1).copy()
             part = np.array_split(whole, num)[index]
             part[:] = _typed(array, whole.dtype)  # a view of the whole
@@ -384,7 +384,7 @@ def _bytes(array: np.ndarray) -> memoryview | bytes:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
 
 
-def _typed(data: bytearray | np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _typed(data: memoryview | np.ndarray, dtype: np.dtype) -> np.ndarray:
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype)
 
 
@@ -392,5 +392,5 @@ def _write(out: Any, numbers: np.ndarray) -> Finished:
     """Put numbers into the memory of a tensor, which may be a view of another one."""
     with paddle.no_grad():
         value = paddle.to_tensor(np.ascontiguousarray(numbers).reshape(out.shape))
-        paddle.assign(value.astype(out.dtype), output=out)
+        paddle.assign(value if value.dtype == out.dtype else value.astype(out.dtype), output=out)
     return FINISHED

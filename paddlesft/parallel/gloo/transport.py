@@ -26,6 +26,8 @@ import time
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from paddlesft.errors import PaddleSFTError
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Transport:
         except OSError as error:
             raise MissingRank(f"Rank {self.rank} cannot send to rank {peer}, whose process has ended.") from error
 
-    def receive(self, peer: int, group: int, operation: str, count: int, describe: Callable[[], str]) -> bytearray:
+    def receive(self, peer: int, group: int, operation: str, count: int, describe: Callable[[], str]) -> memoryview:
         """Wait for the next message of a rank.
 
         Args:
@@ -179,17 +181,17 @@ class Transport:
             connection.close()
 
 
-def _read(connection: socket.socket, size: int) -> bytearray:
+def _read(connection: socket.socket, size: int) -> memoryview:
     """Read exactly this many bytes.
 
     Raises:
         EOFError: the connection has ended before.
     """
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        taken = connection.recv_into(view)
+    data = memoryview(np.empty(size, np.uint8))  # a bytearray would be filled with zeros first
+    left = data
+    while left:
+        taken = connection.recv_into(left)
         if taken == 0:
             raise EOFError
-        view = view[taken:]
+        left = left[taken:]
     return data

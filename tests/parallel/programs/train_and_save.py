@@ -1,8 +1,8 @@
 """A rank that trains three steps with PaddleNLP's Trainer and saves its part after two: ``train_and_save.py JOBS``.
 
 JOBS is a JSON file with a list of jobs {name, model (directory), output, arguments (of TrainingArguments), lora}. The
-checkpoint, not unified, goes to ``output/NAME/checkpoint-2``, the losses of the steps to ``output/NAME.json``; the third
-is that of the checkpoint on the first eight rows.
+checkpoint, not unified, goes to ``output/NAME/checkpoint-2``, the losses of the steps to ``output/NAME.json``, the
+third of which is that of the checkpoint on the first eight rows.
 """
 
 from __future__ import annotations

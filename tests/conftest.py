@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -29,6 +32,17 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 import paddlesft  # noqa: E402, F401  (prepares the environment before any test imports paddle)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back() -> Iterator[None]:
+    """Give the kernel back what a file's models took, so that workers and their subprocesses fit into the memory."""
+    yield
+    if psutil.Process().memory_info().rss > 3 << 30:
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(scope="session")

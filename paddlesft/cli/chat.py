@@ -95,8 +95,13 @@ def _answer(session: Any, screen: _Screen, options: Any, text: str | None) -> No
     if reply.dropped_rounds:
         screen.note(f"[the conversation is too long: its {reply.dropped_rounds} oldest rounds were left out]")
     if reply.cut_tokens:
-        screen.note(f"[the message is too long: its first {reply.cut_tokens} tokens were left out (src_length)]")
-    ended = {"interrupted": ", stopped", "length": f", cut at max_new_tokens={options.max_new_tokens}"}
+        screen.note(
+            f"[the message is too long: its first {reply.cut_tokens} tokens were left out; {reply.prompt_tokens} were "
+            "read, by src_length and the model's context]"
+        )
+    whole = reply.num_tokens >= options.max_new_tokens  # else the model's context has ended
+    end = f"max_new_tokens={options.max_new_tokens}" if whole else "the end of the model's context"
+    ended = {"interrupted": ", stopped", "length": f", cut at {end}"}
     screen.note(
         f"[{reply.num_tokens} tokens, {reply.rate:.1f} tokens/s, first after {reply.first_seconds:.2f} s"
         f"{ended.get(reply.finish_reason, '')}]"

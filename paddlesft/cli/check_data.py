@@ -14,7 +14,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paddlesft.cli.verb_arguments import wants_help
 from paddlesft.errors import UserError
@@ -22,9 +22,8 @@ from paddlesft.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from paddlesft.config import RunConfig
     from paddlesft.config.data import DataConfig
-    from paddlesft.config.model import ModelConfig
-    from paddlesft.config.training import TrainingConfig
     from paddlesft.data.report import DataReport, Span
 
 SAMPLES_SHOWN = 2
@@ -46,26 +45,25 @@ def run(argv: list[str]) -> int:
             "keys: those of the data section of docs/config.md, such as max_length, truncation, chat_template, packing"
         )
         return 0 if argv else 2
-    groups, notices = _configuration(argv)
-    for notice in notices:
+    run_config = _configuration(argv)
+    for notice in run_config.notices:
         print(notice, file=sys.stderr)
     from rich.console import Console
 
-    _check(Console(), **groups)
+    _check(Console(), run_config)
     return 0
 
 
-def _configuration(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The model, data and training groups of the configuration, and notices about its keys."""
-    from paddlesft.config import RUN_GROUPS, load_arguments, load_run_config
+def _configuration(argv: list[str]) -> RunConfig:
+    """The configuration, with notices about its keys."""
+    from paddlesft.config import RUN_GROUPS, RunConfig, load_arguments, load_run_config
     from paddlesft.config.derived import derived_src_length
 
     path, overrides = argv[0], argv[1:]
     if path.startswith("-") or "=" in path:
         raise UserError(f"found {path!r} where the path of the data or of a training config belongs; put it first.")
     if Path(path).is_file() and is_training_config(Path(path)):
-        config = load_run_config(path, overrides)
-        return {"model": config.model, "data": config.data, "training": config.training}, config.notices
+        return load_run_config(path, overrides)
     if not Path(path).exists():
         from paddlesft.data.sources import existing_path
 
@@ -73,10 +71,11 @@ def _configuration(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     key = "dataset_name_or_path" if Path(path).is_dir() else "train_dataset_path"
     # not load_run_config: its rules ask for what only training needs, such as output_dir
     groups, origins, notices = load_arguments(RUN_GROUPS, overrides=[f"{key}={path}", *overrides])
-    derived = derived_src_length(groups["data"])
-    if derived is not None and origins["src_length"].kind == "default":
-        groups["data"].src_length = derived
-    return {name: groups[name] for name in ("model", "data", "training")}, notices
+    config = RunConfig(**groups, origins=origins, notices=notices)
+    derived = derived_src_length(config.data)
+    if derived is not None and not config.was_set("src_length"):
+        config.derive("src_length", derived, "half of max_length")
+    return config
 
 
 def is_training_config(path: Path) -> bool:
@@ -93,16 +92,19 @@ def is_training_config(path: Path) -> bool:
     return isinstance(content, dict) and bool(known & set(content))
 
 
-def _check(console: Console, model: ModelConfig, data: DataConfig, training: TrainingConfig) -> None:
+def _check(console: Console, run_config: RunConfig) -> None:
     from paddlesft.data.dataset import build_dataset
     from paddlesft.data.problems import counted, unread_fields
     from paddlesft.data.report import first_sample_view
     from paddlesft.data.sources import has_split
     from paddlesft.data.splits import read_split
 
+    model, data, training = run_config.model, run_config.data, run_config.training
     renderer = None
     if model.model_name_or_path:
-        renderer = _renderer(model, data)
+        from paddlesft.training.run_renderer import read_renderer
+
+        renderer = read_renderer(run_config, lambda text: console.print(f"note: {text}", markup=False)).renderer
     splits = ["train"]
     if data.eval_split_ratio or has_split(data, "eval"):
         splits.append("eval")
@@ -122,21 +124,6 @@ def _check(console: Console, model: ModelConfig, data: DataConfig, training: Tra
                 _print_sample(console, first_sample_view(dataset, renderer, index), index)
     if renderer is None:
         console.print("To see the tokens and what is trained, name a model: --model_name_or_path DIR")
-
-
-def _renderer(model: ModelConfig, data: DataConfig) -> Any:
-    from paddlesft.data.rendering import Renderer
-    from paddlesft.data.templates import load_template
-    from paddlesft.models import load_tokenizer, resolve_model
-    from paddlesft.models.directory import read_config
-    from paddlesft.models.families import family_of
-
-    base = resolve_model(model.model_name_or_path)
-    directory = resolve_model(model.tokenizer_name_or_path) if model.tokenizer_name_or_path else base
-    tokenizer = load_tokenizer(directory)
-    family = family_of(read_config(base), where=str(base / "config.json"))
-    template = load_template(tokenizer, data.chat_template, directory, family.default_template)
-    return Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
 
 
 def _print_report(console: Console, report: DataReport, data: DataConfig, batch_size: int) -> None:

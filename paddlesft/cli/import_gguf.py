@@ -13,8 +13,7 @@ import shlex
 import time
 from pathlib import Path
 
-from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
-from paddlesft.errors import UserError
+from paddlesft.cli.verb_arguments import read_arguments, show_help, split_positionals, wants_help
 
 USAGE = "usage: paddlesft import-gguf FILE DIR [--overwrite] [--dtype TYPE]"
 
@@ -32,7 +31,7 @@ def run(argv: list[str]) -> int:
 
     if wants_help(argv):
         return show_help(f"{__doc__}\n{USAGE}\n", "import_gguf", ImportGgufConfig)
-    (source, target), options = split_positionals(argv)
+    (source, target), options = split_positionals(argv, ("FILE", "DIR"), USAGE)
     config = read_arguments("import_gguf", ImportGgufConfig, options)
 
     from paddlesft.models.embedded import PREFIX, embedded_gguf
@@ -43,24 +42,6 @@ def run(argv: list[str]) -> int:
     directory = import_gguf(file, target, overwrite=config.overwrite, dtype=config.dtype)
     _show(file, directory, time.perf_counter() - began)
     return 0
-
-
-def split_positionals(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separate FILE and DIR, which stand together before or behind the options, from the options.
-
-    Raises:
-        UserError: there are not two of them.
-    """
-    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[:2]):
-        return argv[:2], argv[2:]
-    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[-2:]):
-        return argv[-2:], argv[:-2]
-    raise UserError(f"FILE and DIR are needed; found: {' '.join(argv) or 'nothing'}. {USAGE}")
-
-
-def is_option(arg: str) -> bool:
-    """Tell options (``--key``, ``key=value``) from paths."""
-    return arg.startswith("-") or "=" in arg.partition("/")[0]
 
 
 def _show(file: Path, directory: Path, seconds: float) -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),
+    "export-hf": ("paddlesft.cli.export_hf", "write a model directory in Hugging Face's layout"),
 }
 
 

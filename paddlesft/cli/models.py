@@ -13,6 +13,8 @@ from paddlesft.errors import UserError
 if TYPE_CHECKING:
     from paddlesft.models.family import Family
 
+WIDE = 110  # columns of a terminal from which on the table has room for names beside its marks
+
 EXAMPLES = """\
 examples:
   paddlesft models              the table of all families
@@ -22,7 +24,7 @@ examples:
 
 
 def find(name: str) -> Family:
-    """Return the family of a name, or of a value of ``model_type``.
+    """Return the family of a name, of a value of ``model_type``, or of a model such as "ChatGLM3" or "gpt-3".
 
     Raises:
         UserError: there is none.
@@ -33,9 +35,18 @@ def find(name: str) -> Family:
     by_name |= {family.name: family for family in FAMILIES}
     if name.lower() in by_name:
         return by_name[name.lower()]
+    for family in FAMILIES:
+        models = [letters(model) for model in family.title.split(" (")[0].split(", ")]
+        if len(letters(name)) > 3 and any(model.startswith(letters(name)) for model in models):
+            return family
     near = difflib.get_close_matches(name.lower(), by_name, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(f"there is no model family {name!r}.{hint} Allowed: {', '.join(f.name for f in FAMILIES)}.")
+
+
+def letters(name: str) -> str:
+    """Return the letters and digits of a name, in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def facts(family: Family, refusals: dict[str, str]) -> dict[str, Any]:
@@ -74,11 +85,13 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
     from paddlesft.models.capabilities import CAPABILITIES, NOT_BUILT, UNBUILT, short_title
 
     console = Console()
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+    narrow = console.width < WIDE
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if narrow else 2, 0, 0))
     grid.add_column("family", no_wrap=True)
     grid.add_column("models", overflow="fold")
     for capability in CAPABILITIES:
-        grid.add_column(capability.title, justify="center", no_wrap=True)
+        title = capability.title.replace(" ", "\n") if narrow else capability.title
+        grid.add_column(title, justify="center", no_wrap=True)
     for family, refusals in table:
         marks = ["[dim]-[/]" if refusals[capability.key] else "[green]✓[/]" for capability in CAPABILITIES]
         grid.add_row(family.name, short_title(family), *marks)

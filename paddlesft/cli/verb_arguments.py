@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+from paddlesft.errors import UserError
+
 Config = TypeVar("Config")
 
 
@@ -51,3 +53,30 @@ def read_arguments(name: str, config: type[Config], argv: Sequence[str]) -> Conf
     for notice in notices:
         print(notice, file=sys.stderr)
     return configs[name]
+
+
+def split_positionals(argv: Sequence[str], names: tuple[str, str], usage: str) -> tuple[list[str], list[str]]:
+    """Separate two paths, which stand together before or behind the options, from the options.
+
+    Args:
+        argv: the arguments behind the verb.
+        names: what the two are called in the verb's usage.
+        usage: that usage, for the error.
+
+    Returns:
+        The two paths and the options.
+
+    Raises:
+        UserError: there are not two of them.
+    """
+    argv = list(argv)
+    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[:2]):
+        return argv[:2], argv[2:]
+    if len(argv) >= 2 and not any(is_option(arg) for arg in argv[-2:]):
+        return argv[-2:], argv[:-2]
+    raise UserError(f"{' and '.join(names)} are needed; found: {' '.join(argv) or 'nothing'}. {usage}")
+
+
+def is_option(arg: str) -> bool:
+    """Tell options (``--key``, ``key=value``) from paths."""
+    return arg.startswith("-") or "=" in arg.partition("/")[0]

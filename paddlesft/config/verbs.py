@@ -1,22 +1,33 @@
 """Keys of the verbs that work on finished directories: predict, chat, merge-lora, merge-shards, split-shards,
-import-gguf.
+import-gguf, export-hf.
 
 ``PredictConfig`` keeps the names, defaults and meanings of PaddleNLP's predictor, so its commands can be pasted.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from paddlesft.config.fields import LARGEST_SEED, field
-from paddlesft.config.translation import OldKey, respelled
+from paddlesft.config.translation import OldKey, Translation, Untranslatable, respelled
 
 DType = Literal["float32", "bfloat16", "float16"]
 DecodeStrategy = Literal["sampling", "greedy_search"]
 
 
+def _strategy(do_sample: Any) -> Translation:
+    if not isinstance(do_sample, bool):
+        raise Untranslatable("allowed: true or false.")
+    strategy = "sampling" if do_sample else "greedy_search"
+    return Translation({"decode_strategy": strategy}, f'read as decode_strategy: "{strategy}".')
+
+
 @dataclass
 class _ReplyConfig:
     """Model and generation"""
+
+    OLD_KEYS: ClassVar[dict[str, OldKey]] = {
+        "do_sample": OldKey(_strategy, touches=("decode_strategy",), summary="decides about decode_strategy")
+    }
 
     model_name_or_path: str | None = field(
         None, "Model directory, hub name, or embedded:smollm2. With an adapter: the base; unset: the adapter names it."
@@ -48,7 +59,8 @@ class PredictConfig(_ReplyConfig):
 
     # PaddleNLP's default for "not quantized" is the word None.
     OLD_KEYS: ClassVar[dict[str, OldKey]] = {
-        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized")
+        **_ReplyConfig.OLD_KEYS,
+        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized"),
     }
 
     data_file: str | None = field(None, "Rows to answer, in any of the training formats. Unset: two sample questions.")
@@ -161,6 +173,13 @@ class ImportGgufConfig:
     )
 
 
+@dataclass
+class ExportHfConfig:
+    """Export to Hugging Face"""
+
+    overwrite: bool = field(False, "Replace the directory when it has content.", aliases=("force",))
+
+
 VERB_GROUPS: dict[str, type] = {
     "predict": PredictConfig,
     "chat": ChatConfig,
@@ -168,4 +187,5 @@ VERB_GROUPS: dict[str, type] = {
     "merge-shards": MergeShardsConfig,
     "split-shards": SplitShardsConfig,
     "import-gguf": ImportGgufConfig,
+    "export-hf": ExportHfConfig,
 }

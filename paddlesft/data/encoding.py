@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from paddlesft.data.literal_text import parts_of
@@ -42,9 +43,12 @@ class TextEncoder:
         self.bos_token_id: int | None = tokenizer.bos_token_id
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else (self.eos_token_id if self.eos_token_id is not None else 0)
+        self._unwritten: dict[int, str] = {}
         self._anchored = not all(self._joins(a, b) for a, b in PROBES)
         self.special_text = _any_of(self.special_ids)
         self.added_ids = {**added_token_ids(tokenizer), **self.special_ids}
+        # ChatGLM's tokenizers decode their own tokens to nothing
+        self._unwritten = {index: text for text, index in self.added_ids.items() if text not in self.decode([index])}
         misread = any(self._misread(text, index) for text, index in self.added_ids.items())
         self._cut = _any_of(self.added_ids) if misread else None
         self._opening, self._closing = self._surroundings()
@@ -99,7 +103,13 @@ class TextEncoder:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, **AS_WRITTEN)
+        return "".join(
+            "".join(self._unwritten[i] for i in run) if special else self._decoded(list(run))
+            for special, run in groupby(ids, self._unwritten.__contains__)
+        )
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, **AS_WRITTEN)
 
     def _encode_joined(self, text: str, behind: bool) -> list[int]:
         parts = parts_of(text)

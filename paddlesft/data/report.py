@@ -8,6 +8,7 @@ from typing import Any
 
 from paddlesft.data.collate import IGNORED
 from paddlesft.data.grouping import length_grouped_indices, padded_positions
+from paddlesft.data.problems import counted
 from paddlesft.data.truncation import Fitted
 
 
@@ -125,7 +126,8 @@ class DataReport:
         lost = f"{self.prompt_tokens_lost:,} prompt and {self.reply_tokens_lost:,} reply tokens lost"
         lines.append((f"truncation ({self.truncation})", f"{cut}; {lost}"))
         if self.split_conversations:
-            lines.append(("split", f"{self.split_conversations:,} conversations into one sequence for each reply"))
+            split = counted(self.split_conversations, "conversation")
+            lines.append(("split", f"{split} into one sequence for each reply"))
         lines.append(("fingerprint", self.fingerprint[:23] + "…"))
         return lines
 

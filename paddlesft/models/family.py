@@ -38,7 +38,7 @@ class Family:
         lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
         decoder: ``module:class`` that calls the decoder, see ``models/decoders``: attention, positions, cache.
         positions: how the model knows where a token stands, in words (for tables and docs).
-        learned_positions: positions are rows of a table of ``context_key`` rows: there is nothing beyond.
+        positions_end: there are no positions beyond ``context_key``: they are a table, learned or rotary.
         prefix_tuning: keys and values can be put in front of every layer's own.
         prefix_postprocess: ``module:function`` that brings prefix keys/values into the family's cache layout.
         prefix_refusal: why not, where ``prefix_tuning`` is false.
@@ -84,7 +84,7 @@ class Family:
     pipe_keeps_layers: bool = False
     decoder: str = "paddlesft.models.decoders.causal:CausalDecoder"
     positions: str = "rotary"
-    learned_positions: bool = False
+    positions_end: bool = False
     prefix_tuning: bool = True
     prefix_postprocess: str = "paddlenlp.peft.prefix:llama_postprocess_past_key_value"
     prefix_refusal: str = ""

@@ -11,7 +11,7 @@ import numpy as np
 from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.gguf_architectures import HEAD, Architecture, Place, architecture_of
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import AGAIN, INSTEAD, GGUFFile
 from paddlesft.models.gguf_tokenizer import write_tokenizer
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.shapes import check_shapes
@@ -103,7 +103,8 @@ def model_config(gguf: GGUFFile, architecture: Architecture, dtype: str = "float
     rows = gguf.shape(EMBEDDING)[0] if EMBEDDING in gguf.tensors else 0
     if not tokens or len(tokens) != rows:
         raise ModelDirectoryError(
-            f"{gguf.path}: the vocabulary has {len(tokens or [])} tokens, the embedding {rows} rows; they must agree."
+            f"{gguf.path}: the vocabulary has {len(tokens or [])} tokens, the embedding {rows} rows; they "
+            f"must agree. {AGAIN}"
         )
     family = architecture.family
     bos, eos = (gguf.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
@@ -146,14 +147,14 @@ def paddle_tensors(
     places = architecture.places(config[architecture.family.num_layers_key])
     unknown = [name for name in gguf.tensors if name not in places and name not in architecture.ignored]
     missing = [name for name in places if name not in gguf.tensors and name != OUTPUT]
-    for names, verb, belonging in (
-        (unknown, "holds", f"that the {architecture.name} architecture does not have here"),
-        (missing, "lacks", f"of the {architecture.name} architecture"),
+    for names, verb, belonging, advice in (
+        (unknown, "holds", f"that the {architecture.name} architecture does not have here", INSTEAD),
+        (missing, "lacks", f"of the {architecture.name} architecture", AGAIN),
     ):
         if names:
             rest = ", ..." if len(names) > 3 else ""
             raise ModelDirectoryError(
-                f"{gguf.path} {verb} {len(names)} tensors {belonging}: {', '.join(names[:3])}{rest}."
+                f"{gguf.path} {verb} {len(names)} tensors {belonging}: {', '.join(names[:3])}{rest}. {advice}"
             )
     if architecture.tied:
         del places[OUTPUT]
@@ -180,7 +181,7 @@ def shared_matrix(gguf: GGUFFile, architecture: Architecture) -> str:
     if not quantised or np.linalg.norm(embedding - output) > SAME_MATRIX * np.linalg.norm(output):
         raise ModelDirectoryError(
             f"{gguf.path}: {OUTPUT} differs from {EMBEDDING}; the {architecture.name} model here has one matrix "
-            "for both."
+            f"for both. {INSTEAD}"
         )
     logger.warning(
         "%s stores the embedding twice, as %s and as %s; the finer one of the output is taken for both.",

@@ -16,7 +16,7 @@ import numpy as np
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.families import family_named
 from paddlesft.models.family import Family
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import AGAIN, INSTEAD, GGUFFile
 from paddlesft.models.gguf_rope import rope_scaling
 
 HEAD = "output"
@@ -179,7 +179,7 @@ def allow(gguf: GGUFFile, **allowed: tuple[Any, ...]) -> None:
         if gguf.get(key) not in values:
             raise ModelDirectoryError(
                 f"{gguf.path}: {gguf.architecture}.{key} is {gguf.get(key)}; "
-                f"the {gguf.architecture} model here allows only {values[-1]}."
+                f"the {gguf.architecture} model here allows only {values[-1]}. {INSTEAD}"
             )
 
 
@@ -190,12 +190,16 @@ def head_count(gguf: GGUFFile) -> int:
     if min(hidden, heads, shared) < 1:
         raise ModelDirectoryError(
             f"{gguf.path}: a hidden size of {hidden}, {heads} heads and {shared} key/value heads make no model; each "
-            "has to be 1 or more. The file is damaged: get it again."
+            f"has to be 1 or more. {AGAIN}"
         )
     if hidden % heads:
-        raise ModelDirectoryError(f"{gguf.path}: the hidden size {hidden} cannot be shared out to {heads} heads.")
+        raise ModelDirectoryError(
+            f"{gguf.path}: the hidden size {hidden} cannot be shared out to {heads} heads. {AGAIN}"
+        )
     if heads % shared:
-        raise ModelDirectoryError(f"{gguf.path}: {heads} heads cannot be shared out to {shared} key/value heads.")
+        raise ModelDirectoryError(
+            f"{gguf.path}: {heads} heads cannot be shared out to {shared} key/value heads. {AGAIN}"
+        )
     return heads
 
 
@@ -254,7 +258,8 @@ def gpt2_config(gguf: GGUFFile) -> dict[str, Any]:
     epsilon = decimal(gguf.require("attention.layer_norm_epsilon"))
     if epsilon != 1e-5:
         raise ModelDirectoryError(
-            f"{gguf.path}: gpt2.attention.layer_norm_epsilon is {epsilon}; the gpt2 model here allows only 1e-05."
+            f"{gguf.path}: gpt2.attention.layer_norm_epsilon is {epsilon}; the gpt2 model here allows only 1e-05. "
+            f"{INSTEAD}"
         )
     context = gguf.require("context_length")
     return {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import AGAIN, INSTEAD, GGUFFile
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = (
@@ -69,12 +69,11 @@ def byte_level_bpe(gguf: GGUFFile, tokens: list[str], types: list[int]) -> Any:
     pre = gguf.fields.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in PRE_TOKENIZERS:
         raise ModelDirectoryError(
-            f"{gguf.path}: tokenizer.ggml.pre is {pre!r}; known: {', '.join(PRE_TOKENIZERS)}. "
-            "Use the model's Hugging Face directory instead."
+            f"{gguf.path}: tokenizer.ggml.pre is {pre!r}; known: {', '.join(PRE_TOKENIZERS)}. {INSTEAD}"
         )
     merges = gguf.fields.get("tokenizer.ggml.merges")
     if not merges:
-        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's merges are missing.")
+        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's merges are missing. {AGAIN}")
     rule = PRE_TOKENIZERS[pre]
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)},

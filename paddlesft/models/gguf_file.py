@@ -12,6 +12,10 @@ import numpy as np
 
 from paddlesft.errors import EnvironmentProblem, ModelDirectoryError
 
+# what to do about a file that cannot be imported: it is damaged, or it holds what no model here has
+AGAIN = "Download or copy it again, or use the model's Hugging Face directory instead."
+INSTEAD = "Use the model's Hugging Face directory instead."
+
 
 class GGUFFile:
     """An open GGUF file: metadata by key, tensors by name, errors that name the file."""
@@ -53,7 +57,8 @@ class GGUFFile:
         value = self.fields.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):
             raise ModelDirectoryError(
-                f"{self.path}: {self.architecture}.{key} differs from layer to layer, which no model here does."
+                f"{self.path}: {self.architecture}.{key} differs from layer to layer, which no model here does. "
+                f"{INSTEAD}"
             )
         return value
 
@@ -62,7 +67,7 @@ class GGUFFile:
         value = self.get(key)
         if value is None:
             raise ModelDirectoryError(
-                f"{self.path} lacks the key {self.architecture}.{key}; the model is not complete."
+                f"{self.path} lacks the key {self.architecture}.{key}; the model is not complete. {AGAIN}"
             )
         return value
 

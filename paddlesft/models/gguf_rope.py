@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import INSTEAD, GGUFFile
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's long-context scaling; becomes a config entry, not a weight
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -28,7 +28,9 @@ def rope_scaling(gguf: GGUFFile, head_dim: int, known: tuple[str, ...]) -> dict[
     if kind == "none" and ROPE_FACTORS in gguf.tensors:
         kind = "llama3"
     if kind not in known:
-        raise ModelDirectoryError(f"{gguf.path}: position scaling {kind!r} is not covered. Known: {', '.join(known)}.")
+        raise ModelDirectoryError(
+            f"{gguf.path}: position scaling {kind!r} is not covered. Known: {', '.join(known)}. {INSTEAD}"
+        )
     if kind == "linear":
         return {"rope_scaling_type": "linear", "rope_scaling_factor": float(gguf.require("rope.scaling.factor"))}
     return _llama3_entry(gguf, head_dim) if kind == "llama3" else {}
@@ -39,7 +41,9 @@ def _llama3_entry(gguf: GGUFFile, head_dim: int) -> dict[str, Any]:
     entry = {"rope_type": "llama3", "factor": float(stored.max()), **LLAMA3_ROPE}
     expected = llama3_factors(head_dim, float(gguf.get("rope.freq_base", 10000.0)), entry)
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
-        raise ModelDirectoryError(f"{gguf.path}: the factors in {ROPE_FACTORS} do not follow Llama 3's formula.")
+        raise ModelDirectoryError(
+            f"{gguf.path}: the factors in {ROPE_FACTORS} do not follow Llama 3's formula. {INSTEAD}"
+        )
     return {"rope_scaling": entry}
 
 

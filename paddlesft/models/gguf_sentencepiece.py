@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import AGAIN, INSTEAD, GGUFFile
 
 NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6  # token types of the format
 SPACE = "▁"
@@ -44,16 +44,15 @@ def sentencepiece_bpe(gguf: GGUFFile, tokens: list[str], types: list[int]) -> An
         if fields.get(f"tokenizer.ggml.{key}"):
             raise ModelDirectoryError(
                 f"{gguf.path}: the tokenizer rewrites text (tokenizer.ggml.{key}), which import does not cover. "
-                "Use the model's Hugging Face directory instead."
+                f"{INSTEAD}"
             )
     scores = fields.get("tokenizer.ggml.scores")
     if not scores or len(scores) != len(tokens):
-        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's scores are missing or incomplete.")
+        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's scores are missing or incomplete. {AGAIN}")
     score_of = {token: score for token, score, of in zip(tokens, scores, types) if of == NORMAL}
     if len({score for token, score in score_of.items() if len(token) > 1}) < 2:
         raise ModelDirectoryError(
-            f"{gguf.path}: all scores of the tokenizer are equal, so that they give no order of merges. "
-            "Use the model's Hugging Face directory instead."
+            f"{gguf.path}: all scores of the tokenizer are equal, so that they give no order of merges. {INSTEAD}"
         )
     unknown = next((token for token, of in zip(tokens, types) if of == UNKNOWN), None)
     model = models.BPE(

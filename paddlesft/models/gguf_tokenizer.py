@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.gguf_bpe import byte_level_bpe
-from paddlesft.models.gguf_file import GGUFFile
+from paddlesft.models.gguf_file import AGAIN, INSTEAD, GGUFFile
 from paddlesft.models.gguf_sentencepiece import restore_user_defined, sentencepiece_bpe
 
 CONTROL, USER_DEFINED = 3, 4  # token types of the format
@@ -52,14 +52,11 @@ def write_tokenizer(gguf: GGUFFile, directory: Path, max_length: int | None) -> 
     name = fields.get("tokenizer.ggml.model")
     if name not in KINDS:
         known = " and ".join(f"{key!r} ({kind.title})" for key, kind in KINDS.items())
-        raise ModelDirectoryError(
-            f"{gguf.path} has a tokenizer of kind {name!r}; import covers {known}. "
-            "Use the model's Hugging Face directory instead."
-        )
+        raise ModelDirectoryError(f"{gguf.path} has a tokenizer of kind {name!r}; import covers {known}. {INSTEAD}")
     kind = KINDS[name]
     tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type")
     if not types or len(types) != len(tokens):
-        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's token types are missing or incomplete.")
+        raise ModelDirectoryError(f"{gguf.path}: the tokenizer's token types are missing or incomplete. {AGAIN}")
     if kind.restore:
         tokens, types = kind.restore(tokens, types)
     added = [i for i, of in enumerate(types) if of in (CONTROL, USER_DEFINED)]

@@ -17,7 +17,7 @@ from typing import Any
 from paddlesft.directories import new_directory
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.cache import cached_directory
-from paddlesft.models.directory import copy_tokenizer, read_config
+from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
 from paddlesft.models.families import family_of
 from paddlesft.models.hf_layouts.layout import HEAD, IGNORED_ENDINGS, Layout
 from paddlesft.models.hf_layouts.tensor_pairs import paddle_tensor
@@ -73,9 +73,10 @@ def convert_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = Fal
 
 
 def source_key(directory: Path) -> str:
-    """Name the content of a source: the text files by content, the large weight files by size and time of change."""
+    """Name the content of a source: what is copied by content, the large weight files by size and time of change."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.json")):
+    copied = {path for path in (directory / name for name in TOKENIZER_FILES) if path.is_file()}
+    for path in sorted(copied | set(directory.glob("*.json"))):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     for path in weight_files(directory):
         facts = path.stat()
@@ -155,8 +156,10 @@ def paddle_tensors(
         stored = {name if name == HEAD else prefix + name: tensor for name, tensor in stored.items()}
     tied = {HEAD} if layout.tied(config) else set()
     extra = (name for name in stored if name not in known | tied and not name.endswith(IGNORED_ENDINGS))
-    _refuse(src, "holds", f"have no place in a {layout.family} model here", extra)
-    _refuse(src, "lacks", f"belong to a {layout.family} model here", known - set(stored))
+    advice = "Is its config.json that of another model?"
+    _refuse(src, "holds", f"have no place in a {layout.family} model here", extra, advice)
+    advice = "Download or copy the model again."
+    _refuse(src, "lacks", f"belong to a {layout.family} model here", known - set(stored), advice)
     lazy = {name: NewTensor(tensor.dtype, tensor.shape, tensor.load) for name, tensor in stored.items()}
     out = {pair.paddle: paddle_tensor(pair, lazy[pair.hf]) for pair in pairs}
     copy = layout.tied_head(config) if layout.tied(config) else None
@@ -165,8 +168,10 @@ def paddle_tensors(
     return out
 
 
-def _refuse(src: Path, verb: str, what: str, names: Iterable[str]) -> None:
+def _refuse(src: Path, verb: str, what: str, names: Iterable[str], advice: str) -> None:
     names = sorted(names)
     if names:
         rest = ", ..." if len(names) > 3 else ""
-        raise ModelDirectoryError(f"{src} {verb} {len(names)} tensors that {what}: {', '.join(names[:3])}{rest}.")
+        raise ModelDirectoryError(
+            f"{src} {verb} {len(names)} tensors that {what}: {', '.join(names[:3])}{rest}. {advice}"
+        )

@@ -22,6 +22,11 @@ from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 
 logger = logging.getLogger("paddlesft")
 
+# A directory holds a whole model, however many processes trained it and left their number in its config.json.
+ONE_PROCESS = {
+    "tensor_parallel_degree": 1, "tensor_parallel_rank": 0, "sequence_parallel": False, "pipeline_parallel_degree": 1,
+    "virtual_pp_degree": 1, "sep_parallel_degree": 1, "context_parallel_degree": 1,
+}  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 # how paddlenlp names a weight that it leaves out: its name, its shape, the model's shape
 OTHER_SIZE = re.compile(
@@ -41,6 +46,8 @@ def load_config(directory: str | Path) -> Any:
     family = family_of(read_config(directory), where=str(directory / "config.json"))
     with quiet_paddlenlp():
         config = getattr(zoo, family.config_class).from_pretrained(str(directory))
+    for key, value in ONE_PROCESS.items():
+        setattr(config, key, value)
     _add_token_ids(config, family, directory)
     family.fix_config(config)
     return config
@@ -141,7 +148,7 @@ def paddle_directory(directory: str | Path) -> Path:
     """Return a directory with weights in Paddle's layout: the given one, or its conversion in the user's cache.
 
     Raises:
-        ModelDirectoryError: there are no weights.
+        ModelDirectoryError: there are no weights, or the files do not say how theirs are laid out.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -160,9 +167,14 @@ def paddle_directory(directory: str | Path) -> Path:
             "model_state.pdparams."
         )
     family = family_of(config, where=str(directory / "config.json"))
-    if layout is None:  # no metadata: the names tell
-        paddle_names = any(name.startswith(f"{family.base_prefix}.") for name in tensors)
-        layout = PADDLE_LAYOUT if paddle_names else TORCH_LAYOUT
+    if layout not in (PADDLE_LAYOUT, TORCH_LAYOUT):  # no metadata, or another library's: the names tell
+        if any(name.startswith(f"{family.base_prefix}.") for name in tensors):
+            raise ModelDirectoryError(
+                f"{directory}: the names of the weights are PaddleNLP's, but the files' metadata have the format "
+                f"{layout!r} instead of {PADDLE_LAYOUT!r}, so that PaddleNLP does not read them. Save the model again "
+                "with its save_pretrained(DIR, safe_serialization=True)."
+            )
+        layout = TORCH_LAYOUT
     if layout != TORCH_LAYOUT:
         return directory
     from paddlesft.models.hugging_face import converted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import paddle
@@ -9,11 +10,15 @@ import paddle
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
 
+log = logging.getLogger("paddlesft")
 SWITCHES = (
     "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
     "recompute", "recompute_granularity", "no_recompute_layers", "recompute_use_reentrant",
     "offload_recompute_inputs",
 )  # fmt: skip
+
+
+GPU_KERNELS = ("use_fused_rms_norm", "use_fused_rope", "use_fused_dropout_add")  # asked for elsewhere, they fail
 
 
 def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
@@ -28,6 +33,10 @@ def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
     """
     values = run_config.flat()
     chosen: dict[str, Any] = {key: values[key] for key in SWITCHES if values.get(key) is not None}
+    if paddle.get_device().startswith("cpu"):
+        absent = [key for key in GPU_KERNELS if chosen.pop(key, False)]
+        if absent:
+            log.warning("%s: these kernels exist on GPUs only; the plain ones are used.", ", ".join(absent))
     for key, value in chosen.items():
         setattr(model.config, key, value)
     for layer in model.sublayers(include_self=True):

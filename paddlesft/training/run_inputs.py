@@ -6,18 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddlesft.config.derived import derived_src_length
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import SFTDataset, build_dataset
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.report import DataReport, first_sample_view
-from paddlesft.data.templates import load_template
-from paddlesft.data.vocabulary import check_vocabulary
 from paddlesft.errors import ConfigError
-from paddlesft.models.families import family_of
-from paddlesft.models.load import load_config
-from paddlesft.models.resolve import resolve_model
-from paddlesft.models.tokenizers import load_tokenizer
+from paddlesft.training.run_renderer import read_renderer
 from paddlesft.training.weights_io import TextSide
 
 if TYPE_CHECKING:
@@ -65,7 +59,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
         The inputs.
 
     Raises:
-        ConfigError: no model is named, or packing is asked of a family that cannot.
+        ConfigError: no model is named, or the config asks for what the model cannot (``read_renderer``).
         ModelDirectoryError: the model or tokenizer cannot be used, or not together.
         DataError: the data cannot be used.
     """
@@ -75,27 +69,9 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
             "model_name_or_path is not set: name a model directory, a hub name, or embedded:smollm2 (the small model "
             "that comes with the demo)."
         )
-    base = resolve_model(model.model_name_or_path)
-    config = load_config(base)
-    family = family_of(config)
-    if data.packing and not family.packing:
-        raise ConfigError(
-            f"packing: true, but packed rows are not exact for family {family.name}: {family.packing_refusal}. Set "
-            "packing to false; length_grouping: true saves padding too."
-        )
-    limit = family.context_length(config)
-    if limit and data.max_length > limit and family.learned_positions:
-        _keep_to_positions(run_config, limit)
-    elif limit and data.max_length > limit:
-        observer.warning(f"max_length {data.max_length} is longer than the {limit} positions this model was made for")
-    own_tokenizer = bool(model.tokenizer_name_or_path)
-    tokenizer_dir = resolve_model(model.tokenizer_name_or_path) if own_tokenizer else base
-    tokenizer = load_tokenizer(tokenizer_dir)
-    template = load_template(tokenizer, data.chat_template, tokenizer_dir, family.default_template)
-    renderer = Renderer(tokenizer, template, data.system_prompt, family.one_reply_per_row)
-    check_vocabulary(renderer.encoder, config.vocab_size, tokenizer_dir, base)
+    base, tokenizer_dir, tokenizer, renderer = read_renderer(run_config, observer.warning)
     template_file = Path(data.chat_template).expanduser() if data.chat_template else None
-    text_side = TextSide(tokenizer_dir, _template_file(template_file), own_tokenizer)
+    text_side = TextSide(tokenizer_dir, _template_file(template_file), bool(model.tokenizer_name_or_path))
     datasets, reports = {}, {}
     for split, wanted in {"train": training.do_train, "eval": training.do_eval, "test": training.do_predict}.items():
         if not wanted:
@@ -106,28 +82,6 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
         observer.first_sample(first_sample_view(datasets["train"], renderer))
     stop = list(renderer.stop_token_ids)
     return RunInputs(base, tokenizer, text_side, renderer, stop, datasets, reports)
-
-
-def _keep_to_positions(run_config: RunConfig, limit: int) -> None:
-    """Lower the default of ``max_length`` to the positions that a model has learned; refuse a higher one.
-
-    Raises:
-        ConfigError: ``max_length`` was set and is higher, or ``src_length`` was and leaves no room for a reply.
-    """
-    if run_config.was_set("max_length"):
-        raise ConfigError(
-            f"max_length: found {run_config.data.max_length}, but this model knows {limit} positions: they are "
-            f"learned one by one, and there are no more. Set max_length to {limit} or less."
-        )
-    run_config.derive("max_length", limit, "the positions that the model has learned")
-    shorter = derived_src_length(run_config.data)
-    if shorter is not None and run_config.was_set("src_length"):
-        raise ConfigError(
-            f"src_length: found {run_config.data.src_length}, but this model knows {limit} positions for prompt and "
-            f"reply together. Set src_length to {limit - 1} or less."
-        )
-    if shorter is not None:
-        run_config.derive("src_length", shorter, "half of max_length")
 
 
 def _template_file(path: Path | None) -> Path | None:

@@ -50,6 +50,12 @@ def test_each_line_is_a_message_and_only_replies_go_to_standard_output(talk) -> 
     assert whole == replies
 
 
+def test_a_reply_that_fills_the_context_says_so(talk) -> None:
+    _, notes = talk("你好", options=("--max_new_tokens", "600", "--min_new_tokens", "600", "--stream", "false"))
+    found = re.search(r"\[(\d+) tokens, .*, cut at the end of the model's context\]", notes)
+    assert found and 200 <= int(found.group(1)) < 512  # the tiny model has 512 positions
+
+
 def test_commands(talk, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     replies, notes = talk(
@@ -144,6 +150,17 @@ class Terminal:
         """Press keys."""
         os.write(self._end, text.encode())
 
+    def interrupt_until(self, pattern: str, presses: int = 10) -> None:
+        """Press Ctrl-C until the pattern shows: one that comes just before readline waits for keys goes unnoticed."""
+        for press in range(presses):
+            self.type("\x03")
+            try:
+                self.wait_for(pattern, seconds=10)
+                return
+            except AssertionError:
+                if press == presses - 1:
+                    raise
+
 
 def test_a_terminal(tiny_llama: Path) -> None:
     terminal = Terminal(
@@ -159,9 +176,8 @@ def test_a_terminal(tiny_llama: Path) -> None:
         stopped = terminal.wait_for(r"tokens/s[^\]]*, stopped\]")
         assert int(re.search(r"\[(\d+) tokens", stopped).group(1)) < 250
         terminal.wait_for("> ")
-        time.sleep(0.5)  # readline notices a signal only once it waits for keys
-        terminal.type("\x03")
-        terminal.wait_for(r"\(/exit or Ctrl-D leaves\)[\s\S]*> ")
+        time.sleep(0.5)
+        terminal.interrupt_until(r"\(/exit or Ctrl-D leaves\)[\s\S]*> ")
         terminal.type("/undo\n")
         terminal.wait_for("Taken back: 你好，世界[\\s\\S]*> ")
         terminal.type("\x04")

@@ -106,9 +106,21 @@ def test_the_output_shown_in_the_documentation_is_real(run_cli: Run, smollm2: Pa
 
 def test_lengths_are_those_that_training_takes(rows: Path) -> None:
     for overrides, src_length in (([], 1024), (["max_length=100"], 50), (["max_length=100", "src_length=20"], 20)):
-        groups, _ = _configuration([str(rows), *overrides])
+        checked = _configuration([str(rows), *overrides])
         run = load_run_config(None, [f"train_dataset_path={rows}", *overrides, "model_name_or_path=m", "output_dir=o"])
-        assert groups["data"].src_length == run.data.src_length == src_length
+        assert checked.data.src_length == run.data.src_length == src_length
+
+
+@pytest.mark.parametrize("family", ["gpt", "chatglm_v2"])
+def test_rows_are_cut_where_training_cuts_them(
+    family: str, run_here: Run, tiny_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps({"src": "Why?", "tgt": "yes " * 900}), encoding="utf-8")
+    done = run_here("check-data", path, "--model_name_or_path", tiny_family(family))
+    assert done.returncode == 0 and "512 (longest 512, median 512)" in done.stdout, done.stdout + done.stderr
+    done = run_here("check-data", path, "--model_name_or_path", tiny_family(family), "max_length=600")
+    assert done.returncode == 2 and "max_length: found 600, but this model knows 512 positions" in done.stderr
 
 
 def test_fields_that_are_not_read_are_said_without_a_model_too(run_cli: Run, tmp_path: Path) -> None:
@@ -126,6 +138,20 @@ def test_a_model_that_takes_one_reply_a_row(run_here: Run, tiny_family: Callable
     path.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in texts]}), encoding="utf-8")
     done = run_here("check-data", path, "--model_name_or_path", tiny_family("glm"))
     assert done.returncode == 0, done.stderr
-    for part in ("1 conversations into one sequence for each reply", "⟦the capital<|endofpiece|>⟧",
+    for part in ("1 conversation into one sequence for each reply", "⟦the capital<|endofpiece|>⟧",
                  "⟦France<|endofpiece|>⟧", "[gMASK]"):  # fmt: skip
         assert part in done.stdout, part
+
+
+def test_what_training_would_refuse_is_refused(run_here: Run, tiny_family: Callable[[str], Path], rows: Path) -> None:
+    done = run_here("check-data", rows, "--model_name_or_path", tiny_family("chatglm"), "--chat_template", "qwen")
+    assert done.returncode == 2 and "chat_template: prompts of 'qwen' do not end in [gMASK]<sop>" in done.stderr
+    done = run_here(
+        "check-data",
+        rows,
+        "--model_name_or_path",
+        tiny_family("llama"),
+        "--tokenizer_name_or_path",
+        tiny_family("qwen2"),
+    )
+    assert done.returncode == 2 and "but the model in" in done.stderr

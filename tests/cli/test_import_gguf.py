@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from paddlesft.cli.import_gguf import split_positionals
-from paddlesft.errors import UserError
 from tests.models.tiny_architectures import ARCHITECTURES, write_converted
 from tests.models.tiny_gguf import tiny_weights, write_tiny_gguf
 
@@ -47,11 +43,3 @@ def test_errors_are_messages(run_cli: Callable, tmp_path: Path) -> None:
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
     assert "usage: paddlesft import-gguf FILE DIR" in run_cli("import-gguf", "--help").stdout
-
-
-def test_positionals_stand_before_or_behind_the_options() -> None:
-    assert split_positionals(["a", "b", "--overwrite"]) == (["a", "b"], ["--overwrite"])
-    assert split_positionals(["--dtype", "float16", "a", "b"]) == (["a", "b"], ["--dtype", "float16"])
-    assert split_positionals(["dtype=float16", "runs/x=1/m.gguf", "b"]) == (["runs/x=1/m.gguf", "b"], ["dtype=float16"])
-    with pytest.raises(UserError, match="FILE and DIR are needed; found: a"):
-        split_positionals(["a"])

@@ -72,6 +72,32 @@ def test_a_value_of_model_type_finds_its_family(shown: Callable[..., str]) -> No
     assert "ChatGLMForCausalLM" in shown("chatglm")  # two families have this model_type; one has the name
 
 
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("ChatGLM3", "chatglm_v2"),
+        ("chatglm2-6b", "chatglm_v2"),
+        ("gpt-3", "gpt"),
+        ("qwen2.5", "qwen2"),
+        ("BLOOMZ", "bloom"),
+    ],
+)
+def test_a_model_finds_its_family(model: str, family: str, shown: Callable[..., str]) -> None:
+    assert shown(model) == shown(family)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 109])
+def test_a_narrow_terminal_shows_the_models_too(
+    columns: int, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = shown().splitlines()
+    assert all(len(line.rstrip()) <= columns for line in lines)
+    for family in FAMILIES:
+        line = next(line for line in lines if line.startswith(f"{family.name} "))
+        assert capabilities.short_title(family).split(",")[0] in line
+
+
 def test_an_unknown_family_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_verb("models", ["mistrall"]) == 2
     names = ", ".join(family.name for family in FAMILIES)

@@ -27,6 +27,16 @@ def test_a_command_of_paddlenlps_predictor_can_be_pasted() -> None:
     assert notices == []
 
 
+@pytest.mark.parametrize("cls", [PredictConfig, ChatConfig])
+@pytest.mark.parametrize(("token", "strategy"), [("do_sample=true", "sampling"), ("do_sample=false", "greedy_search")])
+def test_do_sample_is_read_as_the_strategy(cls: type, token: str, strategy: str) -> None:
+    config, notices = load(cls, token)
+    assert config.decode_strategy == strategy
+    assert len(notices) == 1 and f'read as decode_strategy: "{strategy}"' in notices[0]
+    with pytest.raises(ConfigError, match=r"do_sample: .*allowed: true or false"):
+        load(cls, "do_sample=maybe")
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from paddlesft.data.conversation import Conversation
 from paddlesft.data.encoding import TextEncoder, added_token_ids, special_token_ids
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.templates import load_template
+from paddlesft.models import load_tokenizer
 from tests.data.tokenizers_for_tests import exact_text, qwen2_slow
 
 PIECES = ["Hello there", " Hello", "\nHi", "\n\n", "你好🙂", "x  y", "]", "0", "> .", "|"]
@@ -65,3 +67,18 @@ def test_added_tokens_of_a_slow_qwen_tokenizer(tmp_path: Path) -> None:
     between = [602, *line, 601]
     assert any(rendered.input_ids[i : i + len(between)] == between for i in range(len(rendered.input_ids)))
     assert rendered.input_ids[-1] == 602 and renderer.stop_token_ids == [602]
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm_v2", "glm", "llama", "qwen"])
+def test_special_tokens_are_decoded_as_they_are_written(family: str, tiny_family: Callable[[str], Path]) -> None:
+    tokenizer = load_tokenizer(tiny_family(family))
+    encoder = TextEncoder(tokenizer)
+    for text, index in encoder.special_ids.items():
+        assert text in encoder.decode([index])
+        assert text in encoder.decode([*encoder.encode("Hello"), index, *encoder.encode("there")])
+
+
+def test_the_marks_of_chatglm_stay_where_they_stand(tiny_family: Callable[[str], Path]) -> None:
+    encoder = TextEncoder(load_tokenizer(tiny_family("chatglm")))
+    ids = [*encoder.encode_with_special_tokens("Hello there"), *encoder.encode("Hi"), encoder.eos_token_id]
+    assert encoder.decode(ids) == "Hello there[gMASK]<sop>Hi<eop>"

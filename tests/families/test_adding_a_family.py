@@ -15,7 +15,7 @@ from paddlesft.models import families
 from paddlesft.models.capabilities import CAPABILITIES
 from paddlesft.models.family import Family, imported
 from tests import tiny_families
-from tests.families import test_generation, test_merging, test_packing, test_training
+from tests.families import test_generation, test_merging, test_packing, test_table, test_training
 from tests.families.tuning_runs import TuningRun, tune
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-model.md"
@@ -70,6 +70,12 @@ def test_it_is_merged(run_of: Callable[[str, str], TuningRun], tmp_path: Path) -
 def test_its_rows_are_packed(run_of: Callable[[str, str], TuningRun], tmp_path: Path) -> None:
     base = run_of(NAME, "full").base
     test_packing.test_packed_rows_have_the_loss_of_single_rows(NAME, "full", lambda name: base, tmp_path)
+
+
+def test_its_row_says_what_the_model_is(added: Family, run_of: Callable[[str, str], TuningRun]) -> None:
+    base = run_of(NAME, "full").base
+    test_table.test_a_row_reads_the_sizes_of_its_tiny_model(added, lambda name: base)
+    test_table.test_lora_targets_are_every_linear_of_the_decoder_and_not_the_head(added, lambda name: base)
 
 
 def test_the_table_shows_what_it_claims(added: Family) -> None:

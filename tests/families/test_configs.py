@@ -53,7 +53,7 @@ def model_for(tiny_family: Callable[[str], Path], tmp_path_factory: pytest.TempP
 
     def find(path: Path) -> Path:
         name = path.parent.name
-        if family_named(name).learned_positions:
+        if family_named(name).positions_end:
             return long_one(name, load_run_config(path).data.max_length)
         return tiny_family(name)
 

@@ -157,8 +157,9 @@ REFUSALS = {
 def test_refusals_leave_nothing_behind(case: str, tmp_path: Path) -> None:
     options, message = REFUSALS[case]
     file = write_tiny_gguf(tmp_path / "m.gguf", tiny_weights(), **options)
-    with pytest.raises(ModelDirectoryError, match=message):
+    with pytest.raises(ModelDirectoryError, match=message) as caught:
         import_gguf(file, tmp_path / "out")
+    assert "Hugging Face directory" in str(caught.value)  # what to do next
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
 
 

@@ -80,9 +80,11 @@ def test_every_tensor_of_the_gguf_package_is_known() -> None:
         assert set(row.tensors) == given - {"output"} - left_out.get(row.name, set()), row.name
 
 
-def test_mistral_and_defaults(tmp_path: Path) -> None:
+def test_what_a_file_does_not_say_has_its_default(tmp_path: Path) -> None:
     """Without a count of key/value heads all heads have their own, without a frequency base it is 10000."""
     weights = tiny_architectures.ARCHITECTURES["qwen2"].weights()
+    for name in [name for name in weights if ".k_proj." in name or ".v_proj." in name]:
+        weights[name] = weights[name.replace(".k_proj.", ".q_proj.").replace(".v_proj.", ".q_proj.")]
     file = write_converted(tmp_path / "m.gguf", "qwen2", weights, attention__head_count_kv=None, rope__freq_base=None)
     config = json.loads((import_gguf(file, tmp_path / "out") / "config.json").read_text())
     assert (config["num_key_value_heads"], config["rope_theta"]) == (4, 10000.0)
@@ -135,8 +137,9 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_refusals(case: str, tmp_path: Path) -> None:
     name, changes, message = REFUSALS[case]
     file = write_converted(tmp_path / "m.gguf", name, tiny_architectures.ARCHITECTURES[name].weights(), **changes)
-    with pytest.raises(ModelDirectoryError, match=message):
+    with pytest.raises(ModelDirectoryError, match=message) as caught:
         import_gguf(file, tmp_path / "out")
+    assert "Hugging Face directory" in str(caught.value)  # what to do next
     assert not (tmp_path / "out").exists()
 
 

@@ -178,6 +178,7 @@ def test_refusals(case: str, tmp_path: Path) -> None:
     changes, message = REFUSALS[case]
     scores = [-float(i) for i in range(12)]
     vocabulary = {"model": "llama", "tokens": TOKENS, "token_type": TYPES, "scores": scores} | changes
-    with pytest.raises(ModelDirectoryError, match=message):
+    with pytest.raises(ModelDirectoryError, match=message) as caught:
         import_with(tmp_path, vocabulary)
+    assert "Hugging Face directory" in str(caught.value)  # what to do next
     assert not (tmp_path / "out").exists()

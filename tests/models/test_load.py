@@ -41,6 +41,17 @@ def test_saved_directory_is_the_same_model(tiny_llama: Path, tmp_path: Path) -> 
     assert facts["versions"]["paddlenlp"]
 
 
+def test_a_config_written_by_several_processes_loads_in_one(tiny_llama: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "parallel"
+    shutil.copytree(tiny_llama, directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config |= {"tensor_parallel_degree": 2, "tensor_parallel_rank": 1, "sequence_parallel": True}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model, whole = load_model(directory), load_model(tiny_llama)
+    assert (model.config.tensor_parallel_degree, model.config.sequence_parallel) == (1, False)
+    np.testing.assert_array_equal(paddle_logits(model, [[5, 6, 7]])[0], paddle_logits(whole, [[5, 6, 7]])[0])
+
+
 def test_tied_head_is_saved_once(smollm2: Path, tmp_path: Path) -> None:
     source = write_tiny_llama(tmp_path / "tied", smollm2, tie_word_embeddings=True)
     (tmp_path / "out").mkdir()

@@ -47,3 +47,12 @@ def test_switches_reach_the_config_and_the_layers() -> None:
     assert model.config.recompute is True and model.config.recompute_granularity == "core_attn"
     assert model.llama.recompute_granularity == model.llama.layers[0].self_attn.recompute_granularity == "core_attn"
     assert isinstance(model.llama.layers[0].self_attn.q_proj.weight, paddle.Tensor)
+
+
+def test_kernels_that_only_gpus_have_are_left_out_on_a_cpu_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model()
+    with caplog.at_level("WARNING", logger="paddlesft"):
+        set_model_switches(model, small_config("use_fused_rms_norm=true", "use_fused_rope=true"))
+    assert "use_fused_rms_norm, use_fused_rope: these kernels exist on GPUs only" in caplog.text
+    model.train()
+    assert float(supervised_loss(model, batch_of(small_dataset(2))).loss_sum) > 0

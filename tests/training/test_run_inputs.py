@@ -1,4 +1,4 @@
-"""What a run reads; here: how long its rows may be where positions are learned."""
+"""What a run reads; here: how long its rows may be where positions end, and templates that it refuses."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def read(tiny_family: Callable[[str], Path], tmp_path: Path) -> Callable[..., Ru
     return read
 
 
-@pytest.mark.parametrize("family", ["gpt", "opt"])
-def test_the_default_length_ends_with_the_learned_positions(family: str, read: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize("family", ["gpt", "opt", "chatglm_v2"])
+def test_the_default_length_ends_with_the_positions(family: str, read: Callable[..., RunConfig]) -> None:
     config = read(family)
     assert config.data.max_length == 512 and config.data.src_length == 256
-    assert "positions that the model has learned" in str(config.origins["max_length"])
+    assert "the positions that the model has" in str(config.origins["max_length"])
 
 
-def test_longer_rows_than_learned_positions_are_refused(read: Callable[..., RunConfig]) -> None:
+def test_longer_rows_than_positions_are_refused(read: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"max_length: found 600, but this model knows 512 .* 512 or less"):
         read("gpt", "max_length=600")
     with pytest.raises(ConfigError, match=r"src_length: found 700, but this model knows 512 .* 511 or less"):
@@ -47,3 +47,8 @@ def test_longer_rows_than_learned_positions_are_refused(read: Callable[..., RunC
 
 def test_other_families_are_left_alone(read: Callable[..., RunConfig]) -> None:
     assert read("bloom").data.max_length == 2048
+
+
+def test_a_template_that_the_model_cannot_read_is_refused(read: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"chat_template: prompts of 'plain' do not end in \[gMASK\]"):
+        read("glm", "chat_template=plain")

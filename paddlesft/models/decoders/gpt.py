@@ -19,14 +19,6 @@ from paddlesft.models.decoders.learned_positions import MASKED, LearnedPositions
 class GPTDecoder(LearnedPositionsDecoder):
     """Runs GPT-2 and GPT-3 models. Granularities below ``full`` are PaddleNLP's own, inside its layers."""
 
-    @property
-    def layers_owner(self) -> paddle.nn.Layer:
-        return self.body.decoder
-
-    @property
-    def layers(self) -> paddle.nn.LayerList:
-        return self.body.decoder.layers
-
     def recomputes(self, number: int) -> bool:
         return self.lm.config.recompute_granularity == "full" and super().recomputes(number)
 

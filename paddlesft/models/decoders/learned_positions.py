@@ -17,7 +17,15 @@ MASKED = -1e4
 
 
 class LearnedPositionsDecoder(LayerByLayerDecoder):
-    """Looks positions up in a table of ``context_key`` rows."""
+    """Looks positions up in a table of ``context_key`` rows; the layers are in ``decoder``, behind the embeddings."""
+
+    @property
+    def layers_owner(self) -> paddle.nn.Layer:
+        return self.body.decoder
+
+    @property
+    def layers(self) -> paddle.nn.LayerList:
+        return self.body.decoder.layers
 
     def checked_positions(self, position_ids: paddle.Tensor) -> paddle.Tensor:
         """Return the positions, none of which is behind the table.

@@ -22,14 +22,6 @@ class OPTDecoder(LearnedPositionsDecoder):
     Recompute keeps the input of whole layers at every ``recompute_granularity``.
     """
 
-    @property
-    def layers_owner(self) -> paddle.nn.Layer:
-        return self.body.decoder
-
-    @property
-    def layers(self) -> paddle.nn.LayerList:
-        return self.body.decoder.layers
-
     def start(
         self,
         input_ids: paddle.Tensor,

@@ -77,7 +77,9 @@ def to_paddle(entries: Iterable[Entry], config: Mapping[str, Any], where: str) -
     rest = {key: value for key, value in config.items() if key not in NOT_CARRIED}
     out: dict[str, Any] = {}
     for entry in entries:
-        if entry.hf is None:
+        if entry.hf is None:  # transformers ignores it, PaddleNLP would not
+            if entry.paddle in rest:
+                _lookup(entry.values or {}, rest[entry.paddle], entry.paddle, entry.why, where)
             continue
         value = _read(entry, rest, out, where)
         if entry.values is not None:

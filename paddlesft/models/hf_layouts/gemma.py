@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddlesft.models.hf_layouts.config_entries import Entry, same, token_id
+from paddlesft.models.hf_layouts.config_entries import Entry, paddle_only, same, token_id
 from paddlesft.models.hf_layouts.layout import Layout
 from paddlesft.models.hf_layouts.llama_entries import NO_BIAS, decoder_sizes
 
@@ -30,6 +30,7 @@ LAYOUT = Layout(
         token_id("bos_token_id", 2),
         token_id("eos_token_id", 1),
         token_id("pad_token_id", 0),
+        paddle_only("alibi", False, why="transformers' Gemma has no ALiBi positions."),
     ),
     rope_kinds=("default",),
 )  # fmt: skip

@@ -27,7 +27,10 @@ def rope_to_paddle(config: dict[str, Any], kinds: Sequence[str], where: str) -> 
     config["rope_theta"] = float(together.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in kinds:
-        raise ModelDirectoryError(f"{where}: position scaling {kind!r} is not covered. Known: {', '.join(kinds)}.")
+        raise ModelDirectoryError(
+            f"{where}: position scaling {kind!r} is not covered. Known: {', '.join(kinds)}. In a copy of the directory "
+            "without the entry, the model works up to the length that it was first trained for."
+        )
     if kind == "llama3":
         config["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
     elif kind != "default":

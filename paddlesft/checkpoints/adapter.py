@@ -136,7 +136,7 @@ def _read_tensors(path: Path, found: str) -> dict[str, NewTensor]:
         if any(path.glob("lora_model_state.*.pdparams")):
             raise ModelDirectoryError(
                 f"{path} holds the shards of a tensor-parallel adapter ({found}). "
-                "Merge the shards into one adapter first."
+                f"Merge them first: paddlesft merge-shards --model_name_or_path {path} --output_path NEW_DIR."
             )
         raise ModelDirectoryError(f"{path} has a {CONFIG_FILE} but no weights ({WEIGHT_FILES[0]}). Found: {found}.")
     tensors: dict[str, NewTensor] = {}

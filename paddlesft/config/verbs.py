@@ -1,4 +1,5 @@
-"""Keys of the verbs that work on finished directories: predict, chat, merge-lora, import-gguf, export-hf.
+"""Keys of the verbs that work on finished directories: predict, chat, merge-lora, merge-shards, split-shards,
+import-gguf, export-hf.
 
 ``PredictConfig`` keeps the names, defaults and meanings of PaddleNLP's predictor, so its commands can be pasted.
 """
@@ -123,6 +124,46 @@ class MergeLoraConfig:
 
 
 @dataclass
+class MergeShardsConfig:
+    """Merge shards"""
+
+    model_name_or_path: str | None = field(
+        None, "Checkpoint directory with one weight file per tensor-parallel rank or pipeline stage. Required."
+    )
+    output_path: str | None = field(
+        None, "New directory for the merged model or adapter. Required; the checkpoint is not changed.",
+        aliases=("merge_model_path",),
+    )  # fmt: skip
+    base_model_name_or_path: str | None = field(
+        None, "Base model of an adapter that has no config.json beside it. Unset: the base that the adapter names."
+    )
+    overwrite: bool = field(False, "Replace output_path when it has content.")
+    force: bool = field(False, "Take the first rank's values where weights that all ranks should share differ.")
+    copy_whole: bool = field(
+        False, "Copy a checkpoint that holds whole weights already, as a plain model directory without parallel keys."
+    )
+    compute_logits: bool = field(
+        False, "Load the merged model and compute with it, too. This needs memory for the whole model in float32."
+    )
+    device: str | None = field(None, "Device.", no_effect="joining parts is copying, which is done in host memory")
+
+
+@dataclass
+class SplitShardsConfig:
+    """Split shards"""
+
+    model_name_or_path: str | None = field(None, "Model directory or LoRA adapter directory to split. Required.")
+    output_path: str | None = field(None, "New directory for the ranks' files. Required; the input is not changed.")
+    tensor_parallel_degree: int = field(1, "Cards that divide every matrix among them.", minimum=1)
+    pipeline_parallel_degree: int = field(1, "Stages that divide the layers among them.", minimum=1)
+    file_format: Literal["pdparams", "safetensors"] = field("pdparams", "Kind of the files; adapters: pdparams.")
+    base_model_name_or_path: str | None = field(
+        None, "Base model of an adapter that has no config.json beside it. Unset: the base that the adapter names."
+    )
+    overwrite: bool = field(False, "Replace output_path when it has content.")
+
+
+@dataclass
 class ImportGgufConfig:
     """Import GGUF"""
 
@@ -143,6 +184,8 @@ VERB_GROUPS: dict[str, type] = {
     "predict": PredictConfig,
     "chat": ChatConfig,
     "merge-lora": MergeLoraConfig,
+    "merge-shards": MergeShardsConfig,
+    "split-shards": SplitShardsConfig,
     "import-gguf": ImportGgufConfig,
     "export-hf": ExportHfConfig,
 }

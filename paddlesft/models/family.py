@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Family:
         causal_lm: class of ``paddlenlp.transformers`` that computes logits.
         config_class: its config class there.
         pipe_class: its pipeline-parallel class there; None where paddlenlp has none.
+        pipe_keeps_layers: that class can leave single layers out of full recompute (``no_recompute_layers``).
         base_prefix: attribute of the causal LM that holds the decoder; also the first part of its tensors' names.
         lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
         decoder: ``module:class`` that calls the decoder, see ``models/decoders``: attention, positions, cache.
@@ -49,7 +50,11 @@ class Family:
         needs_template: a text without the marks of a template is no prompt, so that ``chat_template`` is the default.
         token_ids: (config attribute, token) of special tokens that the decoder looks for; taken from the tokenizer in
             the model's directory where config.json lacks them.
+        tensor_plan: ``module:function`` from the content of config.json to the names and shapes of its weights.
         tensor_parallel: paddlenlp has the mapping that splits its tensors.
+        sequence_parallel: its paddlenlp model can divide activations by sequence under tensor parallelism.
+        whole_vocabulary: a vocabulary that the tensor-parallel degree does not divide stays whole on every process;
+            False: such a degree is impossible.
         quantization: what PaddleSlim's layers cover, in words; empty where unknown.
         hf_layout: ``module:name`` of the ``Layout`` of its Hugging Face directories, which are converted by it; None:
             they cannot be.
@@ -76,6 +81,7 @@ class Family:
     lora_target_modules: tuple[str, ...]
     config_mark: str | None = None
     pipe_class: str | None = None
+    pipe_keeps_layers: bool = False
     decoder: str = "paddlesft.models.decoders.causal:CausalDecoder"
     positions: str = "rotary"
     positions_end: bool = False
@@ -89,7 +95,10 @@ class Family:
     chat_template: str = "plain"
     needs_template: bool = False
     token_ids: tuple[tuple[str, str], ...] = ()
+    tensor_plan: str = ""
     tensor_parallel: bool = True
+    sequence_parallel: bool = False
+    whole_vocabulary: bool = False
     quantization: str = ""
     hf_layout: str | None = None
     hf_refusal: str = ""
@@ -137,6 +146,10 @@ class Family:
     def decoder_class(self) -> Callable[..., Any]:
         """Import and return the class that ``decoder`` names."""
         return imported(self.decoder)
+
+    def plan(self, config: Mapping[str, Any]) -> Any:
+        """Return the ``TensorPlan`` of the content of a config.json in Paddle's layout; does not load paddle."""
+        return imported(self.tensor_plan)(config)
 
     def hugging_face_layout(self) -> Any:
         """Import and return the ``Layout`` that ``hf_layout`` names.

@@ -67,7 +67,12 @@ def usable_dtype(wanted: str) -> str:
     return "float32" if paddle.get_device().startswith("cpu") else wanted
 
 
-def load_model(directory: str | Path, dtype: str | None = None, for_training: bool = False) -> Any:
+def load_model(
+    directory: str | Path,
+    dtype: str | None = None,
+    for_training: bool = False,
+    tensor_parallel: tuple[int, int] = (1, 0),
+) -> Any:
     """Load the causal language model of a model directory.
 
     Args:
@@ -76,6 +81,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
         dtype: float32, bfloat16 or float16; the directory's own when None. On CPU the model is float32 whatever is
             asked, with a notice.
         for_training: leave the model in training mode instead of evaluation mode.
+        tensor_parallel: how many ranks share each layer, and which of them this is; Fleet has been started if several.
 
     Returns:
         A PaddleNLP model; its ``config.dtype`` is the type that it has in memory.
@@ -85,6 +91,7 @@ def load_model(directory: str | Path, dtype: str | None = None, for_training: bo
     """
     directory = paddle_directory(directory)
     config = load_config(directory)
+    config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
     wanted = dtype or config.dtype or "float32"
     if wanted not in DTYPES:
         raise ModelDirectoryError(f"dtype {wanted!r} is not one of {', '.join(DTYPES)}.")
@@ -175,20 +182,23 @@ def paddle_directory(directory: str | Path) -> Path:
     return converted(directory)
 
 
-def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: Any) -> None:
+def save_model_directory(
+    model: Any, tokenizer: Any, directory: Path, whole: dict[str, Any] | None = None, **facts: Any
+) -> None:
     """Write a complete model directory: config, generation config, weights, tokenizer with template, provenance.
 
     Args:
         model: a PaddleNLP causal language model.
         tokenizer: a PaddleNLP tokenizer, or the directory whose tokenizer files are copied as they are.
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
+        whole: the weights, where the model's layers are divided among ranks and it holds its part only.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    state = without_second_names(model)
+    state = without_second_names(model) if whole is None else whole
     if family_of(model).tie_head:  # PaddleNLP itself ties no head and would compute with random numbers
         width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
         state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
-    with quiet_paddlenlp():
+    with quiet_paddlenlp(), _as_undivided(model.config):
         model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
             tokenizer.save_pretrained(str(directory))
@@ -197,6 +207,17 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
     write_provenance(
         directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
     )
+
+
+@contextlib.contextmanager
+def _as_undivided(config: Any) -> Any:
+    """Let PaddleNLP name files and write config.json as for one process."""
+    divided = config.tensor_parallel_degree, config.tensor_parallel_rank
+    config.tensor_parallel_degree, config.tensor_parallel_rank = 1, 0
+    try:
+        yield
+    finally:
+        config.tensor_parallel_degree, config.tensor_parallel_rank = divided
 
 
 def without_second_names(model: Any) -> dict[str, Any]:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.families import family_of
 from paddlesft.models.weights import NewTensor
 
 
-def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's weights by name; the model is built without memory for them.
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without its weights.
+
+    Attributes:
+        shapes: shapes of all entries of its state by name.
+        second_names: names of weights that are listed under another name too -> that other, first name.
+        buffers: values of entries that are computed, not trained.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    second_names: dict[str, str]
+    buffers: dict[str, np.ndarray]
+
+
+def skeleton_of(config: Mapping[str, Any]) -> Skeleton:
+    """Describe a model's weights; it is built without memory for them.
 
     Args:
         config: content of a PaddleNLP config.json.
@@ -25,7 +44,28 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     family.fix_config(full)
     with paddle.LazyGuard(), no_init_weights(_enable=True):
         model = getattr(zoo, family.causal_lm)(full)
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        if full.tie_word_embeddings:
+            with contextlib.suppress(AttributeError):  # a head that has no weight of its own is tied already
+                model.tie_weights()
+    state = model.state_dict()
+    first: dict[int, str] = {}
+    for name in sorted(state, key=lambda name: not name.startswith(f"{family.base_prefix}.")):
+        first.setdefault(id(state[name]), name)
+    trained = {id(weight) for weight in model.parameters()}
+    return Skeleton(
+        shapes={name: tuple(weight.shape) for name, weight in state.items()},
+        second_names={name: first[id(weight)] for name, weight in state.items() if first[id(weight)] != name},
+        buffers={name: value.numpy() for name, value in state.items() if id(value) not in trained},
+    )
+
+
+def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's weights by name; the model is built without memory for them.
+
+    Args:
+        config: content of a PaddleNLP config.json.
+    """
+    return skeleton_of(config).shapes
 
 
 def check_shapes(tensors: Mapping[str, NewTensor], config: Mapping[str, Any], where: str, sizes: str) -> None:

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.pdparams import pickled_arrays
 from paddlesft.models.weights import CODE, NewTensor, read_weights
 
 PDPARAMS = "model_state.pdparams"
@@ -21,7 +20,7 @@ def stored_weights(directory: str | Path) -> dict[str, NewTensor]:
         directory: holds safetensors, ``model_state.pdparams`` or its sharded form with an index.
 
     Returns:
-        Tensors by name. Safetensors are read one by one; ``.pdparams`` files are pickles and are read whole.
+        Tensors by name, read one by one.
 
     Raises:
         ModelDirectoryError: there are no weights, or they are shards of a tensor-parallel run.
@@ -40,21 +39,19 @@ def stored_weights(directory: str | Path) -> dict[str, NewTensor]:
         if parts:
             raise ModelDirectoryError(
                 f"{directory} holds the shards of a parallel run ({', '.join(parts[:3])}). "
-                "Merge them into one model first."
+                f"Merge them first: paddlesft merge-shards --model_name_or_path {directory} --output_path NEW_DIR."
             )
         raise ModelDirectoryError(f"{directory} holds no weights (*.safetensors or {PDPARAMS}).")
     return {name: tensor for file in files for name, tensor in read_pdparams(directory / file).items()}
 
 
 def read_pdparams(path: Path) -> dict[str, NewTensor]:
-    """Read a ``.pdparams`` file.
+    """List the weights of a ``.pdparams`` file; each array is read when it is asked for.
 
     Raises:
         ModelDirectoryError: it is missing or damaged.
     """
-    content = load_pdparams(path)
-    arrays = {name: as_array(value) for name, value in content.items() if hasattr(value, "shape")}
-    return {name: NewTensor(CODE[a.dtype], tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
+    return {name: NewTensor(CODE[dtype], shape, load) for name, dtype, shape, load in pickled_arrays(path)}
 
 
 def load_pdparams(path: Path, return_numpy: bool = False) -> dict[str, Any]:
@@ -75,12 +72,3 @@ def load_pdparams(path: Path, return_numpy: bool = False) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelDirectoryError(f"{path} is damaged or incomplete ({reason}). Copy it again.") from error
 
-
-def as_array(value: Any) -> np.ndarray:
-    """Turn a paddle tensor into an array of the same dtype (paddle gives bfloat16 as its bits in uint16)."""
-    import ml_dtypes
-    import paddle
-
-    array = value.numpy() if isinstance(value, paddle.Tensor) else np.asarray(value)
-    bits = isinstance(value, paddle.Tensor) and value.dtype == paddle.bfloat16 and array.dtype == np.uint16
-    return array.view(ml_dtypes.bfloat16) if bits else array

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,11 +155,11 @@ def write_weights(
         shards[-1][name] = tensor
         filled += tensor.nbytes
     if len(shards) == 1:
-        _write_file(directory / SINGLE, shards[0], layout)
+        write_file(directory / SINGLE, shards[0], layout)
         return
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards):
-        _write_file(directory / name, shard, layout)
+        write_file(directory / name, shard, layout)
     index = {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
@@ -168,7 +167,14 @@ def write_weights(
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> None:
+def write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> None:
+    """Write one safetensors file, one tensor in memory at a time.
+
+    Args:
+        path: the file to create.
+        tensors: what to write.
+        layout: ``PADDLE_LAYOUT`` or ``TORCH_LAYOUT``.
+    """
     header: dict[str, object] = {"__metadata__": {"format": layout}}
     offset = 0
     for name, tensor in tensors.items():
@@ -184,7 +190,8 @@ def _write_file(path: Path, tensors: Mapping[str, NewTensor], layout: str) -> No
             array = np.asarray(tensor.make())
             if array.shape != tensor.shape:
                 raise ValueError(f"{name}: announced with shape {tensor.shape}, made with {array.shape}")
-            file.write(np.ascontiguousarray(array, dtype=NUMPY[tensor.dtype]).tobytes())
+            array = np.ascontiguousarray(array, dtype=NUMPY[tensor.dtype])
+            file.write(array.reshape(-1).view(np.uint8).data)  # no copy: tensors may be large
 
 
 def hash_weights(directory: Path) -> str:
@@ -215,9 +222,8 @@ def hash_weights(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _blocks(path: Path, begin: int, end: int, size: int = 1 << 24) -> Iterator[bytes]:
-    if end == begin:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+def _blocks(path: Path, begin: int, end: int, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
         for start in range(begin, end, size):
-            yield view[start : min(start + size, end)]
+            yield file.read(min(size, end - start))

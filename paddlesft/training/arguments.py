@@ -12,6 +12,7 @@ from paddlenlp.trl import SFTConfig
 from paddlesft.config.derived import fall_back_to_float32
 from paddlesft.errors import ConfigError
 from paddlesft.models.load import quiet_paddlenlp
+from paddlesft.parallel import gloo
 from paddlesft.quirks import visualdl_booleans
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
         for key in fall_back_to_float32(run_config, "half precision has no kernels on a CPU"):
             values[key] = False
             log.warning("%s: half precision has no kernels on a CPU; this run trains in float32", key)
+        paddle.set_device("cpu")
+        gloo.install()  # the arguments create the groups of ranks
     try:
         with quiet_paddlenlp(logging.ERROR):
             arguments = SFTConfig(**values)

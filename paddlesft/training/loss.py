@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle.distributed.fleet.meta_parallel import ParallelCrossEntropy
 
 from paddlesft.models.decoders import decoder_of
 from paddlesft.quirks.finite_loss_of_nan import with_nan_kept
@@ -88,6 +89,11 @@ def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> Supervi
     decoder = decoder_of(model)
     if hasattr(decoder.head, "token_losses"):  # a fast head, see models/fast: no logits are kept at all
         return SupervisedLoss(decoder.head.token_losses(rows, targets).sum(), targets.shape[0])
+    if decoder.vocabulary_is_split:
+        logits = decoder.own_logits(rows.unsqueeze(0)).squeeze(0)
+        with paddle.amp.auto_cast(False):
+            losses = ParallelCrossEntropy()(logits.astype("float32"), targets)
+        return SupervisedLoss(losses.sum(), targets.shape[0])
     logits = decoder.logits(rows.unsqueeze(0)).squeeze(0)
     with paddle.amp.auto_cast(False):
         logits = logits.astype("float32")

@@ -1,4 +1,8 @@
-"""Sums over the data-parallel ranks. On a single process every function returns what it was given."""
+"""Sums over the ranks that read different rows. On a single process every function returns what it was given.
+
+Those are the data-parallel and the sharding ranks. Ranks that share a layer (tensor parallel) or follow each other in a
+pipeline read the same rows: what they counted is counted once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from paddle.distributed.fleet.base import topology
 
 BUCKET_NUMBERS = 8 * 1024 * 1024  # gradients are summed in pieces of this many numbers, to save calls and memory
 
@@ -21,18 +26,27 @@ def is_first_rank() -> bool:
     return dist.get_rank() == 0
 
 
+def groups_of_readers() -> list[dist.communication.group.Group | None]:
+    """Return the groups over which, one after the other, a sum covers every row once; None stands for all ranks."""
+    layout = topology._HYBRID_PARALLEL_GROUP
+    if layout is None:
+        return [None] if world_size() > 1 else []
+    groups = (layout.get_data_parallel_group(), layout.get_sharding_parallel_group())
+    return [group for group in groups if group.nranks > 1]
+
+
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Add numbers up over all ranks, in double precision."""
-    if world_size() == 1:
-        return [float(v) for v in values]
+    """Add numbers up over all ranks that read different rows, in double precision."""
     total = paddle.to_tensor(np.asarray(values, dtype=np.float64))
-    dist.all_reduce(total)
+    for group in groups_of_readers():
+        dist.all_reduce(total, group=group)
     return total.numpy().tolist()
 
 
 def wait_for_all() -> None:
     """Return when every rank has come here, so that all of them see what the first one wrote before."""
-    sum_over_ranks([0.0])
+    if world_size() > 1:
+        dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[paddle.Tensor]) -> None:

@@ -26,7 +26,7 @@ from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
-from paddlesft.training.weights_io import save_weights
+from paddlesft.training.weights_io import save_weights, whole_weights
 from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
 
 if TYPE_CHECKING:
@@ -139,9 +139,16 @@ def _build(
     training = run_config.training
     half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
     pure = half if training.fp16_opt_level == "O2" else None
-    model = load_model(inputs.base, dtype=run_config.model.dtype or pure or "float32", for_training=True)
+    degree = max(arguments.tensor_parallel_degree, 1)
+    model = load_model(
+        inputs.base,
+        dtype=run_config.model.dtype or pure or "float32",
+        for_training=True,
+        tensor_parallel=(degree, arguments.tensor_parallel_rank if degree > 1 else 0),
+    )
     set_model_switches(model, run_config)
-    accelerate(model)
+    if degree == 1:  # the fast layers hold whole weights
+        accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
     train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")
@@ -165,7 +172,7 @@ def _build(
         train_set,
         eval_set,
         observer,
-        write_weights=lambda directory: save_weights(model, inputs.text_side, directory, facts),
+        write_weights=lambda directory, whole=None: save_weights(model, inputs.text_side, directory, facts, whole),
         length_grouping=run_config.data.length_grouping,
         extra_metrics=generation,
     )
@@ -251,9 +258,10 @@ def _train(
     result.metrics |= metrics
     if state.best_model_checkpoint:
         result.best_checkpoint = Path(state.best_model_checkpoint)
+    whole = whole_weights(trainer.model)
     if not is_first_rank():
         return
-    save_final_model(result.output_dir, trainer.write_weights)
+    save_final_model(result.output_dir, lambda directory: trainer.write_weights(directory, whole))
     save_metrics(result.output_dir, "train", metrics)
     state.save_to_json(str(result.output_dir / TRAINER_STATE))
     name = run_config.model.model_name_or_path

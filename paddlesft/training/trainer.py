@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.distributed.fleet.meta_parallel import ShardingParallel, TensorParallel
 from paddle.io import DataLoader
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
@@ -89,7 +90,7 @@ class SFTTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         observer: Observer | None = None,
-        write_weights: Callable[[Path], None] | None = None,
+        write_weights: Callable[..., None] | None = None,
         write_identity: Callable[[Path], None] | None = None,
         length_grouping: bool = False,
         extra_metrics: ExtraMetrics | None = None,
@@ -152,11 +153,16 @@ class SFTTrainer(Trainer):
     # ---- a step ----
 
     def _wrap_model(self, model: paddle.nn.Layer, training: bool = True) -> paddle.nn.Layer:
-        """Keep the bare model: gradients are summed here, once per step, weighted by tokens instead of by rank."""
+        """Keep the bare model: gradients are summed once per step, weighted by tokens instead of by rank.
+
+        The wrappers' constructors have made the ranks' weights equal. What else they do is to hand the inputs of one
+        rank to those that share its layers, which have read the same rows themselves.
+        """
         wrapped = super()._wrap_model(model, training)
-        if isinstance(wrapped, paddle.DataParallel):
-            self._data_parallel = wrapped  # its constructor has made the ranks' weights equal
-            return wrapped._layers
+        if isinstance(wrapped, paddle.DataParallel | TensorParallel | ShardingParallel):
+            self._wrapper = wrapped
+            while isinstance(wrapped, paddle.DataParallel | TensorParallel | ShardingParallel):
+                wrapped = wrapped._layers
         return wrapped
 
     def training_step(self, model: paddle.nn.Layer, inputs: Sequence[Mapping[str, Any]]) -> paddle.Tensor:
@@ -176,16 +182,19 @@ class SFTTrainer(Trainer):
         trained = sum(int((np.asarray(batch["labels"]) != IGNORED).sum()) for batch in inputs)
         tokens = sum(number_of_tokens(batch) for batch in inputs)
         trained, tokens = (int(n) for n in sum_over_ranks([trained, tokens]))
+        # Under a hybrid layout PaddleNLP's loop averages the gradients over the ranks that read different rows.
+        averaged = self.args.dataset_world_size if self.args.use_hybrid_parallel else 1
         loss_sum = 0.0
         for batch in inputs:
             with self.autocast_smart_context_manager():
-                loss = supervised_loss(model, batch).loss_sum / max(trained, 1)
+                loss = supervised_loss(model, batch).loss_sum * (averaged / max(trained, 1))
             (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
-            loss_sum += float(loss) * trained
+            loss_sum += float(loss) * trained / averaged
         (loss_sum,) = sum_over_ranks([loss_sum])
         if math.isfinite(loss_sum):
             self._bad_steps = 0
-            sum_gradients(model.parameters())
+            if not self.args.use_hybrid_parallel:
+                sum_gradients(model.parameters())
         else:
             self._skip_bad_step(loss_sum)
         self._step_sums = (loss_sum if math.isfinite(loss_sum) else 0.0, trained, tokens)
@@ -317,6 +326,12 @@ class SFTTrainer(Trainer):
         Returns:
             PaddleNLP's ``TrainOutput``.
         """
+        if self.args.use_hybrid_parallel and (resume_from_checkpoint or self.args.save_strategy.value != "no"):
+            raise UserError(
+                f"save_strategy: found {self.args.save_strategy.value}; a run whose layers or optimizer are divided "
+                "among ranks neither writes nor resumes checkpoints in this version. Set save_strategy: no; the result "
+                "is written at the end."
+            )
         self._resume_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._watch = Stopwatch()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint)

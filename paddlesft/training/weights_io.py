@@ -44,7 +44,25 @@ class TextSide:
         shutil.copyfile(self.template_file, directory / f"chat_template{self.template_file.suffix}")
 
 
-def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path, facts: Mapping[str, Any]) -> None:
+def whole_weights(model: paddle.nn.Layer) -> dict[str, paddle.Tensor] | None:
+    """Put the weights of a model whose layers are divided among ranks together; all those ranks call it.
+
+    Returns:
+        The whole weights by name on the first rank of each tensor-parallel group, None values on the others; None when
+        nothing is divided.
+    """
+    if max(model.config.tensor_parallel_degree, 1) == 1:
+        return None
+    return model.merge_tensor_parallel(without_second_names(model), model.config)
+
+
+def save_weights(
+    model: paddle.nn.Layer,
+    text_side: TextSide,
+    directory: Path,
+    facts: Mapping[str, Any],
+    whole: dict[str, paddle.Tensor] | None = None,
+) -> None:
     """Write the model directory (full fine-tuning) or adapter directory (LoRA, prefix) of a model being trained.
 
     An adapter speaks with its base's tokenizer and template; they are copied only where the run used others.
@@ -54,6 +72,7 @@ def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path, f
         text_side: tokenizer and template.
         directory: an existing directory being written.
         facts: entries for ``paddlesft.json``.
+        whole: what ``whole_weights`` returned.
     """
     if save_adapter(model, directory):
         if text_side.own_tokenizer or text_side.template_file is not None:
@@ -62,7 +81,7 @@ def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path, f
         facts = {"kind": "adapter", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
         write_provenance(directory, **facts)
     else:
-        save_model_directory(model, text_side.tokenizer_dir, directory, **facts)
+        save_model_directory(model, text_side.tokenizer_dir, directory, whole, **facts)
         text_side.write_template(directory)
 
 

@@ -125,8 +125,17 @@ class CausalDecoder:
         return self.lm.lm_head
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
-        return self.head(hidden)
+        """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""
+        return self.head(hidden, tensor_parallel_output=False) if self.vocabulary_is_split else self.head(hidden)
+
+    @property
+    def vocabulary_is_split(self) -> bool:
+        """Whether the head of this rank knows a part of the vocabulary only (tensor parallelism)."""
+        return bool(getattr(getattr(self.head, "weight", None), "is_distributed", False))
+
+    def own_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states [b, s, h] into the logits of this rank's part of the vocabulary."""
+        return self.head(hidden, tensor_parallel_output=True)
 
 
 def causal_lm(model: paddle.nn.Layer) -> paddle.nn.Layer:

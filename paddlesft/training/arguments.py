@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
             values[key] = False
             log.warning("%s: half precision has no kernels on a CPU; this run trains in float32", key)
         paddle.set_device("cpu")
-        gloo.install()  # the arguments create the groups of ranks
+        if is_divided(values):  # plain data parallelism is served by Paddle itself, with faster large sums
+            gloo.install()  # now: the arguments create the groups of ranks
     try:
         with quiet_paddlenlp(logging.ERROR):
             arguments = SFTConfig(**values)
@@ -61,6 +63,12 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
         if key in DERIVED and resolved != _plain(value):
             run_config.derive(key, resolved, "derived by the trainer from the other settings")
     return arguments
+
+
+def is_divided(values: Mapping[str, Any]) -> bool:
+    """Return whether training arguments divide layers or the optimizer among ranks, besides the rows."""
+    degrees = (values.get(f"{kind}_parallel_degree") for kind in ("tensor", "pipeline", "sharding", "sep", "context"))
+    return bool(values.get("sharding")) or any((degree or 0) > 1 for degree in degrees)
 
 
 def _plain(value: Any) -> Any:

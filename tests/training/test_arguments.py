@@ -4,7 +4,7 @@ import pytest
 from paddlenlp.trainer import TrainingArguments
 
 from paddlesft.errors import ConfigError
-from paddlesft.training.arguments import training_arguments
+from paddlesft.training.arguments import is_divided, training_arguments
 from tests.training.small_runs import small_config
 
 
@@ -49,3 +49,17 @@ def test_what_paddlenlp_refuses_becomes_a_config_error() -> None:
     config.training = dataclasses.replace(config.training, load_best_model_at_end=True, save_steps=6)
     with pytest.raises(ConfigError, match=r"PaddleNLP's trainer refuses these settings: .*round multiple"):
         training_arguments(config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "divided"),
+    [
+        ({}, False),
+        ({"tensor_parallel_degree": -1, "pipeline_parallel_degree": 1, "sharding": ""}, False),
+        ({"tensor_parallel_degree": 2}, True),
+        ({"pipeline_parallel_degree": 2}, True),
+        ({"sharding": "stage1"}, True),
+    ],
+)
+def test_data_parallelism_alone_divides_nothing(keys: dict[str, object], divided: bool) -> None:
+    assert is_divided(keys) is divided

@@ -16,11 +16,13 @@ from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
 from paddlesft.config import load_run_config
+from paddlesft.parallel import gloo
 from paddlesft.training.run import train
 
 
 def main() -> None:
     """Run the jobs of a file, one after the other."""
+    gloo.install()  # for all layouts that this process runs, data parallelism alone among them
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         run_config = load_run_config(None, job["config"])
         for key, value in job["layout"].items():

@@ -22,18 +22,12 @@ from paddlesft.checkpoints.shard_layout import (
 from paddlesft.errors import CheckpointError
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
+from paddlesft.models.load import ONE_PROCESS
 from paddlesft.models.pdparams import walk_pickle
 from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.weights import NewTensor
 
 LOW_RANK = ("lora_A", "lora_B")
-# Keys of a config.json that say how a run was distributed, and their values for a single process.
-DEGREES = {
-    "tensor_parallel_degree": 1, "tensor_parallel_rank": 0, "tensor_parallel_output": True,
-    "pipeline_parallel_degree": 1, "virtual_pp_degree": 1, "sep_parallel_degree": 1, "context_parallel_degree": 1,
-    "sharding_parallel_degree": 1, "data_parallel_degree": 1, "sequence_parallel": False,
-    "fuse_sequence_parallel_allreduce": False,
-}  # fmt: skip
 SHOWN = 6
 
 
@@ -83,7 +77,7 @@ class ShardPlan:
 
 def without_degrees(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config whose keys about the run's distribution say: a single process."""
-    return dict(config) | {key: value for key, value in DEGREES.items() if key in config}
+    return dict(config) | {key: value for key, value in ONE_PROCESS.items() if key in config}
 
 
 def plan_merge(shards: ShardFiles, config: Mapping[str, Any], own: Mapping[str, Any], force: bool) -> ShardPlan:

@@ -22,10 +22,12 @@ from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
 
 logger = logging.getLogger("paddlesft")
 
-# A directory holds a whole model, however many processes trained it and left their number in its config.json.
+# Entries of config.json that say how a run was distributed, and what they are for a whole model in a single process.
 ONE_PROCESS = {
-    "tensor_parallel_degree": 1, "tensor_parallel_rank": 0, "sequence_parallel": False, "pipeline_parallel_degree": 1,
-    "virtual_pp_degree": 1, "sep_parallel_degree": 1, "context_parallel_degree": 1,
+    "tensor_parallel_degree": 1, "tensor_parallel_rank": 0, "tensor_parallel_output": True,
+    "pipeline_parallel_degree": 1, "virtual_pp_degree": 1, "sep_parallel_degree": 1, "context_parallel_degree": 1,
+    "sharding_parallel_degree": 1, "data_parallel_degree": 1, "sequence_parallel": False,
+    "fuse_sequence_parallel_allreduce": False,
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 # how paddlenlp names a weight that it leaves out: its name, its shape, the model's shape
@@ -47,7 +49,8 @@ def load_config(directory: str | Path) -> Any:
     with quiet_paddlenlp():
         config = getattr(zoo, family.config_class).from_pretrained(str(directory))
     for key, value in ONE_PROCESS.items():
-        setattr(config, key, value)
+        if hasattr(config, key):
+            setattr(config, key, value)
     _add_token_ids(config, family, directory)
     family.fix_config(config)
     return config

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddlesft.config.derived import number_of_processes
 from paddlesft.config.fields import default_of
 from paddlesft.config.training_parallel import is_sharding
 
@@ -343,10 +342,4 @@ def _processes(run: RunConfig) -> Iterator[Finding]:
             ("sharding",),
             f"sharding: found {training.sharding!r}; allowed: stage1, stage2 or stage3, each with or without offload "
             "behind it, or nothing.",
-        )
-    elif training.sharding and number_of_processes() > 1:
-        yield (
-            ("sharding", "sharding_parallel_degree"),
-            f"sharding: found {training.sharding!r}; sharding is not built yet in this version. "
-            "Remove the key: every process then holds the whole model (data parallelism).",
         )

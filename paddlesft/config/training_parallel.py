@@ -7,7 +7,7 @@ from paddlesft.config.fields import field
 
 _TP = "tensor parallelism"
 _PP = "pipeline parallelism"
-_SEQUENCE = "sequence, sep and context parallelism"
+_SEQUENCE = "sep and context parallelism"
 _EXPERT = "expert parallelism"
 _AUTO = "auto-parallel training"
 _BELONGS = "it belongs to {}, which this version does not have"
@@ -18,21 +18,19 @@ class ParallelConfig:
     """Several processes"""
 
     tensor_parallel_degree: int = field(
-        -1, "Processes that share each layer.", minimum=-1, aliases=("tensor_model_parallel_size",), unbuilt=_TP
+        -1, "Processes that share each layer.", minimum=-1, aliases=("tensor_model_parallel_size",)
     )
     pipeline_parallel_degree: int = field(
         -1,
         "Processes that share the stack of layers.",
         minimum=-1,
         aliases=("pipeline_model_parallel_size",),
-        unbuilt=_PP,
     )
     sharding_parallel_degree: int = field(
         -1,
         "Processes that share the optimiser state (sharding).",
         minimum=-1,
         aliases=("sharding_degree",),
-        unbuilt="sharding",
     )
     sharding: str = field(
         "",
@@ -42,16 +40,14 @@ class ParallelConfig:
     context_parallel_degree: int = field(
         -1, "Processes that share a sequence (ring).", minimum=-1, aliases=("context_parallel_size",), unbuilt=_SEQUENCE
     )
-    sequence_parallel: bool = field(
-        False, "Divide activations by sequence under tensor parallelism.", unbuilt=_SEQUENCE
-    )
+    sequence_parallel: bool = field(False, "Divide activations by sequence under tensor parallelism.")
     expert_parallel_degree: int = field(
         -1, "Processes that share the experts.", minimum=-1, aliases=("expert_model_parallel_size",), unbuilt=_EXPERT
     )
     expert_tensor_parallel_degree: int = field(-1, "Processes that share each expert.", minimum=-1, unbuilt=_EXPERT)
     use_expert_parallel: bool = field(False, "Divide the experts of a mixture model.", unbuilt=_EXPERT)
     virtual_pp_degree: int = field(
-        1, "Virtual stages on a process.", minimum=1, aliases=("virtual_pipeline_model_parallel_size",), unbuilt=_PP
+        1, "Virtual stages on a process.", minimum=1, aliases=("virtual_pipeline_model_parallel_size",)
     )
     enable_auto_parallel: bool = field(False, "Let paddle divide the model.", unbuilt=_AUTO)
 

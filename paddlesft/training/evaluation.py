@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import paddle
 
 from paddlesft.training.loss import trained_token_losses
@@ -75,7 +75,7 @@ def evaluate_sums(
     model: paddle.nn.Layer,
     batches: Iterator[tuple[int, Mapping[str, Any]]],
     max_batches: int = -1,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    score: Callable[[Mapping[str, Any]], tuple[np.ndarray, int]] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvaluationSums:
     """Evaluate a model in evaluation mode, without gradients.
@@ -84,7 +84,7 @@ def evaluate_sums(
         model: bare or with an adapter; left in the mode it came in.
         batches: see ``evaluation_batches``.
         max_batches: stop after this many on each rank; -1 for all.
-        precision: context in which the model runs (mixed precision).
+        score: batch -> losses of its trained tokens, and how many are the most likely token; the model's own when None.
         on_batch: called with the number of batches done.
 
     Returns:
@@ -95,8 +95,7 @@ def evaluate_sums(
     model.eval()
     try:
         for number, (rows, batch) in enumerate(batches, start=1):
-            with precision():
-                losses, correct = trained_token_losses(model, batch)
+            losses, correct = trained_token_losses(model, batch) if score is None else score(batch)
             sums.loss_sum += float(losses.astype("float64").sum())
             sums.tokens += len(losses)
             sums.correct += correct

@@ -16,6 +16,7 @@ from paddlesft.errors import ConfigError
 from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.provenance import base_facts
+from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
 from paddlesft.training.arguments import training_arguments
 from paddlesft.training.checkpoint_saving import checkpoint_step
@@ -25,6 +26,7 @@ from paddlesft.training.model_switches import set_model_switches
 from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
+from paddlesft.training.run_layout import run_layout
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
 from paddlesft.training.weights_io import save_weights, whole_weights
 from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
@@ -82,6 +84,7 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
         raise ConfigError("Nothing to do: set do_train, do_eval or do_predict to true.")
     method = tuning_method(run_config)
     _protect_base(run_config)
+    layout = run_layout(run_config, observer)
     checkpoint = _find_start(run_config, observer) if training.do_train else None
     arguments = training_arguments(run_config)
     output_dir = Path(arguments.output_dir)
@@ -89,7 +92,7 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     with quiet_paddlenlp():
         inputs = read_inputs(run_config, observer)
         result = TrainResult(output_dir, method, inputs.base, resumed_from=checkpoint)
-        trainer, plan = _build(run_config, arguments, inputs, observer, method, checkpoint)
+        trainer, plan = _build(run_config, arguments, inputs, observer, method, checkpoint, layout)
         if is_first_rank():  # from here on the run can work: now earlier content may go
             if training.do_train and checkpoint is None and (removed := remove_earlier_run(output_dir)):
                 observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
@@ -134,6 +137,7 @@ def _build(
     observer: Observer,
     method: str,
     checkpoint: Path | None,
+    layout: Layout,
 ) -> tuple[SFTTrainer, Plan | None]:
     """Load the model, make it trainable, put the trainer around it, guard the checkpoint. Nothing is written."""
     training = run_config.training
@@ -183,7 +187,7 @@ def _build(
         run_config.flat(),
         base["fingerprint"],
         train_set.fingerprint,
-        {"data": world_size()},
+        {axis: layout.degree(axis) for axis in AXES},
         plan.steps,
         plan.steps_per_epoch,
     )

@@ -25,7 +25,8 @@ from paddlesft.quirks import released_memory
 from paddlesft.training import evaluation
 from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_checkpoint
 from paddlesft.training.events import Observer
-from paddlesft.training.loss import IGNORED, supervised_loss
+from paddlesft.training.loss import IGNORED
+from paddlesft.training.passes import Passes
 from paddlesft.training.progress import SpeedMeter, Stopwatch
 from paddlesft.training.ranks import sum_gradients, sum_over_ranks, wait_for_all
 from paddlesft.training.run_log import RunLog
@@ -107,6 +108,7 @@ class SFTTrainer(Trainer):
         self.extra_metrics = extra_metrics
         self.meter: SpeedMeter | None = None
         self.run_log: RunLog | None = None
+        self._passes: Passes | None = None
         self._bad_steps = 0
         self._held_memory = 0
         self._resume_from: Path | None = None
@@ -165,6 +167,14 @@ class SFTTrainer(Trainer):
                 wrapped = wrapped._layers
         return wrapped
 
+    @property
+    def passes(self) -> Passes:
+        """What takes batches through the model."""
+        if self._passes is None:
+            scale = self.scaler.scale if self.do_grad_scaling else lambda loss: loss
+            self._passes = Passes(self.model, self.autocast_smart_context_manager, scale)
+        return self._passes
+
     def training_step(self, model: paddle.nn.Layer, inputs: Sequence[Mapping[str, Any]]) -> paddle.Tensor:
         """Run the forward and backward passes of one optimizer step.
 
@@ -184,13 +194,7 @@ class SFTTrainer(Trainer):
         trained, tokens = (int(n) for n in sum_over_ranks([trained, tokens]))
         # Under a hybrid layout PaddleNLP's loop averages the gradients over the ranks that read different rows.
         averaged = self.args.dataset_world_size if self.args.use_hybrid_parallel else 1
-        loss_sum = 0.0
-        for batch in inputs:
-            with self.autocast_smart_context_manager():
-                loss = supervised_loss(model, batch).loss_sum * (averaged / max(trained, 1))
-            (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
-            loss_sum += float(loss) * trained / averaged
-        (loss_sum,) = sum_over_ranks([loss_sum])
+        (loss_sum,) = sum_over_ranks([self.passes.step(inputs, averaged / max(trained, 1))])
         if math.isfinite(loss_sum):
             self._bad_steps = 0
             if not self.args.use_hybrid_parallel:
@@ -261,7 +265,7 @@ class SFTTrainer(Trainer):
             self.model,
             evaluation.evaluation_batches(dataset, self.data_collator, size, args.dataset_rank, ranks),
             args.max_evaluate_steps,
-            self.autocast_smart_context_manager,
+            self.passes.score,
             lambda done: self.observer.evaluating(done, batches),
         )
         metrics = sums.metrics(metric_key_prefix, accuracy=not args.prediction_loss_only)

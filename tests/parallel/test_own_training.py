@@ -34,7 +34,8 @@ def job(method: str, layout: str, readers: int, model: Path, data: Path, root: P
     keys += ["max_length=64", "src_length=32", "per_device_train_batch_size=2", "num_train_epochs=3", "logging_steps=1"]
     keys += ["save_strategy=no", "evaluation_strategy=epoch", "max_grad_norm=0.5", "device=cpu", "fp16_opt_level=O1"]
     keys += [f"gradient_accumulation_steps={2 // readers}", *METHODS[method]]
-    return {"config": keys, "layout": LAYOUTS[layout][1] if layout in LAYOUTS else {}}
+    degrees = LAYOUTS[layout][1] if layout in LAYOUTS else {}
+    return {"config": keys + [f"{key}={value}" for key, value in degrees.items()], "layout": degrees}
 
 
 @pytest.fixture(scope="module")

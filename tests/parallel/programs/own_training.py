@@ -25,8 +25,6 @@ def main() -> None:
     gloo.install()  # for all layouts that this process runs, data parallelism alone among them
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         run_config = load_run_config(None, job["config"])
-        for key, value in job["layout"].items():
-            setattr(run_config.training, key, value)
         if job["layout"]:  # else TrainingArguments and Fleet keep the layout of the job before
             parallel_helper.__parallel_ctx__clz__ = topology._HYBRID_PARALLEL_GROUP = None
             get_rng_state_tracker().reset()

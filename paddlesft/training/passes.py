@@ -1,0 +1,60 @@
+"""Forward and backward passes of one rank: which rows go through which layers is decided here, and nothing else.
+
+The trainer counts tokens, normalises and logs; the optimizer belongs to PaddleNLP's loop. How a batch gets through the
+model depends on how the model is divided. ``Passes`` serves whole models and tensor parallelism, whose layers talk to
+each other by themselves; layouts that need more have a subclass in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlesft.training.loss import supervised_loss, trained_token_losses
+
+
+class Passes:
+    """Runs batches through a model that every rank calls on its own.
+
+    Args:
+        model: the model being trained, bare or with an adapter.
+        precision: context in which it runs (mixed precision).
+        scale: turns a loss into what ``backward`` is called on (loss scaling).
+    """
+
+    def __init__(
+        self,
+        model: paddle.nn.Layer,
+        precision: Callable[[], AbstractContextManager[Any]],
+        scale: Callable[[paddle.Tensor], paddle.Tensor],
+    ) -> None:
+        self.model = model
+        self.precision = precision
+        self.scale = scale
+
+    def step(self, batches: Sequence[Mapping[str, Any]], factor: float) -> float:
+        """Run the micro-batches of one optimizer step forward and backward; gradients add up in the parameters.
+
+        Args:
+            batches: collated micro-batches of this rank.
+            factor: what the summed loss is multiplied with before ``backward``.
+
+        Returns:
+            The summed loss of this rank's trained tokens (nats), without the factor.
+        """
+        total = 0.0
+        for batch in batches:
+            with self.precision():
+                loss = supervised_loss(self.model, batch).loss_sum * factor
+            self.scale(loss).backward()
+            total += float(loss) / factor
+        return total
+
+    def score(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        """Score the trained tokens of one batch without gradients; see ``loss.trained_token_losses``."""
+        with self.precision():
+            return trained_token_losses(self.model, batch)

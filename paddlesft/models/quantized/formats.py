@@ -53,10 +53,12 @@ class WeightFormat:
     def __post_init__(self) -> None:
         if self.name not in FORMATS:
             raise ModelDirectoryError(f"weight format {self.name!r} is not one of {', '.join(FORMATS)}.")
-        if self.group_size < 0 or (self.name in TABLES and not self.group_size):
+        least = 1 if self.name in TABLES else 0
+        if self.group_size < least:
+            whole = "" if least else " (0: one scale for each output)"
             raise ModelDirectoryError(
-                f"group_size {self.group_size} is impossible for {self.name}: allowed is a whole number from "
-                f"{1 if self.name in TABLES else 0} up{'' if self.name in TABLES else ' (0: one scale for each output)'}."
+                f"group_size {self.group_size} is impossible for {self.name}: allowed is a whole number from {least} "
+                f"up{whole}."
             )
 
     @property
@@ -86,7 +88,9 @@ class WeightFormat:
 
     def nbytes(self, inputs: int, outputs: int) -> int:
         """Return the bytes of a weight of this size."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes(inputs, outputs).values())
+        return sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes(inputs, outputs).values()
+        )
 
 
 def quantize(weight: paddle.Tensor, how: WeightFormat) -> dict[str, paddle.Tensor]:

@@ -2,8 +2,8 @@
 
 Shape legend: i inputs and o outputs of a Linear, g groups of inputs that share a scale.
 
-int8 and int4 are symmetric: weight = code * scale with codes from -127 to 127 and from -7 to 7, as PaddleSlim's and
-GPTQ's. nf4 and fp4 look the value of a code up in a table of 16 (Dettmers et al. 2023, arXiv:2305.14314, appendix E for
+int8 and int4 are symmetric: weight = code * scale with codes from -128 to 127 and from -8 to 7; scales are chosen such
+that the largest number has the largest code, as PaddleSlim chooses them. nf4 and fp4 look the value of a code up in a table of 16 (Dettmers et al. 2023, arXiv:2305.14314, appendix E for
 nf4; fp4 is sign, two bits of exponent, one of mantissa): weight = table[code] * scale. Codes of four bits stand in
 pairs: the input with the even number has the lower half of the byte.
 
@@ -130,7 +130,7 @@ def encode(weight: paddle.Tensor, scales: paddle.Tensor, how: WeightFormat) -> d
     units = weight.astype("float32") / paddle.where(wide == 0, paddle.ones_like(wide), wide)
     if how.name in INTEGERS:
         largest = INTEGERS[how.name]
-        codes = paddle.clip(paddle.round(units), -largest, largest).astype("int32")
+        codes = paddle.clip(paddle.round(units), -largest - 1, largest).astype("int32")
         if how.bits == 8:
             return {WEIGHT: codes.astype("int8"), **stored_scales}
         codes = codes + 8  # packed without sign

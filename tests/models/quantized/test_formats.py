@@ -93,7 +93,7 @@ def test_zeros_stay_zeros() -> None:
 def test_given_scales_are_used() -> None:
     how = WeightFormat("int4")
     stored = encode(paddle.to_tensor([[0.9], [0.2], [-3.0]]), paddle.to_tensor([[0.25]]), how)
-    assert dequantize(stored, how, 3).numpy().tolist() == [[1.0], [0.25], [-1.75]]  # -3 is beyond -7 * 0.25
+    assert dequantize(stored, how, 3).numpy().tolist() == [[1.0], [0.25], [-2.0]]  # -3 is beyond -8 * 0.25
 
 
 def test_tables_are_those_of_the_papers() -> None:

@@ -65,7 +65,7 @@ def round_by_hessian(
 
 
 def _round(weight: paddle.Tensor, hessian: paddle.Tensor, how: WeightFormat, damping: float, where: str) -> Rounded:
-    inputs, outputs = weight.shape
+    inputs = weight.shape[0]
     diagonal = paddle.diag(hessian)
     alive = (diagonal > 0).astype("float32")  # as numbers: indexing by an empty selection fails on Paddle 3
     whole = weight * alive.unsqueeze(1)

@@ -95,7 +95,7 @@ def test_paddleslims_own_rounding_still_fails_where_every_input_is_alive() -> No
     layer = nn.Linear(16, 8)
     collected = GPTQ(layer)
     collected(paddle.randn([64, 16]))
-    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(Exception, match="p_index|IndexError|nullptr"):
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(Exception, match=r"p_index|IndexError|nullptr"):
         collected.fasterquant()
 
 

@@ -72,7 +72,7 @@ def test_output_is_nearer_than_with_rounding_to_nearest(how: WeightFormat) -> No
 
 
 def test_it_equals_paddleslim_where_that_runs() -> None:
-    from paddleslim.quant.advanced import GPTQ
+    from paddlesft.quantization.paddleslim import GPTQ
 
     x, w, _ = problem(dead=5)  # with an input that is always 0 PaddleSlim's fasterquant gets past paddle.where
     layer = nn.Linear(96, 40, bias_attr=False)
@@ -90,7 +90,7 @@ def test_it_equals_paddleslim_where_that_runs() -> None:
 
 def test_paddleslims_own_rounding_still_fails_where_every_input_is_alive() -> None:
     """When this fails, PaddleSlim has been mended, and the note in gptq.py is out of date."""
-    from paddleslim.quant.advanced import GPTQ
+    from paddlesft.quantization.paddleslim import GPTQ
 
     layer = nn.Linear(16, 8)
     collected = GPTQ(layer)

@@ -1,0 +1,53 @@
+"""The parts of PaddleSlim that quantization stands on, imported in one place: it warns and prints a lot."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import paddle
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from paddleslim.quant.advanced import GPTQ, AWQSearch, MultiStepSampler, PieceWiseSearch
+    from paddleslim.quant.advanced import EMASampler as PaddleSlimEMASampler
+    from paddleslim.quant.observers.abs_max import AbsmaxObserverLayer
+    from paddleslim.quant.observers.avg import AVGObserverLayer
+
+__all__ = [
+    "GPTQ", "AVGObserverLayer", "AWQSearch", "AbsmaxObserverLayer", "EMASampler", "MultiStepSampler",
+    "PieceWiseSearch", "prints_to_log",
+]  # fmt: skip
+log = logging.getLogger("paddlesft")
+
+
+class EMASampler(PaddleSlimEMASampler):
+    """An exponential moving average that is right from its first step on.
+
+    PaddleSlim's (2.6.0) counts one step too few when it corrects the bias of a young average: it gives 2 % of the first
+    value, and twice the second.
+    """
+
+    def sample(self, x: paddle.Tensor, sampled_x: paddle.Tensor | None = None, layer_name: str = "") -> paddle.Tensor:
+        """Return the average with ``x`` as its newest value; the average of each name is kept."""
+        first = layer_name not in self.ema_step
+        average = super().sample(x, sampled_x, layer_name)
+        if not first:
+            return average
+        self.ema_step[layer_name] = 1
+        return x
+
+
+@contextlib.contextmanager
+def prints_to_log() -> Iterator[None]:
+    """Turn what PaddleSlim prints into debug lines of the log."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            log.debug("paddleslim: %s", line)

@@ -1,0 +1,67 @@
+"""Statistics of a layer's inputs: those that the methods define, with PaddleSlim's samplers and observers."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlesft.quantization.inputs import ActivationScale, Middle, Range
+from paddlesft.quantization.paddleslim import PaddleSlimEMASampler
+
+
+def steps(count: int = 4) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [(random.normal(size=(2, 5, 6)) * (i + 1) + np.arange(6)).astype(np.float32) for i in range(count)]
+
+
+def test_middle_without_a_sampler_halves_the_past() -> None:
+    seen, middles = Middle("none"), []
+    for x in steps():
+        seen.add(paddle.to_tensor(x))
+        rows = x.reshape(-1, 6)
+        middles.append((rows.min(axis=0) + rows.max(axis=0)) / 2)
+    wanted = middles[0]
+    for middle in middles[1:]:
+        wanted = (wanted + middle) / 2
+    np.testing.assert_allclose(seen.value.numpy(), wanted, rtol=1e-5)
+
+
+def test_moving_middle_weighs_recent_steps_more() -> None:
+    seen, means = Middle("ema"), [x.reshape(-1, 6).mean(axis=0) for x in steps()]
+    for count, x in enumerate(steps(), 1):
+        seen.add(paddle.to_tensor(x))
+        weights = 0.98 ** np.arange(count)[::-1]
+        np.testing.assert_allclose(seen.value.numpy(), np.average(means[:count], axis=0, weights=weights), rtol=1e-4)
+
+
+def test_paddleslims_average_still_begins_wrong() -> None:
+    """When this fails, PaddleSlim has been mended, and paddleslim.EMASampler can go."""
+    sampler, one = PaddleSlimEMASampler(), paddle.ones([1])
+    assert [round(float(sampler.sample(one, None, "x")), 2) for _ in range(2)] == [0.02, 1.98]
+
+
+def test_range_is_the_largest_magnitude_of_all_steps() -> None:
+    for sampler, kept in (("none", 10), ("multi_step", 40)):
+        seen = Range(sampler, keep=True)
+        for x in steps():
+            seen.add(paddle.to_tensor(x))
+        np.testing.assert_allclose(seen.largest.numpy(), np.abs(np.stack(steps())).max(axis=(0, 1, 2)), rtol=1e-6)
+        assert seen.samples.shape == [1, kept, 6]
+    assert Range().samples is None
+
+
+@pytest.mark.parametrize("method", ["abs_max", "avg"])
+def test_scale_of_activations(method: str) -> None:
+    scale = ActivationScale(method)
+    for x in steps():
+        scale.add(paddle.to_tensor(x))
+    rows = [np.abs(x).reshape(2, -1).max(axis=1).mean() for x in steps()]
+    wanted = np.mean(rows) if method == "avg" else max(np.abs(x).max() for x in steps())
+    assert scale.step == pytest.approx(wanted / 127, rel=1e-5)
+
+
+def test_silent_inputs_still_have_a_step() -> None:
+    scale = ActivationScale("avg")
+    scale.add(paddle.zeros([2, 3, 4]))
+    assert scale.step > 0

@@ -1,0 +1,76 @@
+"""Smoothing factors: the formula, and searches that are at least as good as no smoothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlesft.models.quantized.formats import WeightFormat, dequantize, quantize
+from paddlesft.quantization.inputs import Range
+from paddlesft.quantization.smoothing import PieceSearch, awq_factors, searched_factors, smooth_factors
+
+OUTLIERS = (3, 17)
+INT8 = WeightFormat("int8")
+
+
+def case() -> tuple[Range, paddle.Tensor, paddle.Tensor]:
+    """Inputs of which two are a hundred times larger than the others, as in trained models, and a weight."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 64, 32)).astype(np.float32)
+    x[..., OUTLIERS] *= 100
+    x[..., 30] = 0
+    seen = Range("multi_step", keep=True)
+    seen.add(paddle.to_tensor(x))
+    return seen, paddle.to_tensor(random.normal(0, 0.1, (32, 16)).astype(np.float32)), paddle.to_tensor(x)
+
+
+def error(x: paddle.Tensor, w: paddle.Tensor, factors: paddle.Tensor, weight: WeightFormat, activations: bool) -> float:
+    """Relative error of the output when the smoothed weight, and the smoothed activations, are rounded."""
+    narrow, wide = x / factors, w * factors.unsqueeze(1)
+    if activations:
+        step = narrow.abs().max() / 127
+        narrow = paddle.round(narrow / step) * step
+    found = paddle.matmul(narrow, dequantize(quantize(wide, weight), weight, w.shape[0]))
+    return float((found - paddle.matmul(x, w)).norm() / paddle.matmul(x, w).norm())
+
+
+def test_factors_are_those_of_smoothquant() -> None:
+    seen, w, x = case()
+    found = smooth_factors(seen, w, 0.5).numpy()
+    wanted = np.abs(x.numpy()).max(axis=(0, 1)) ** 0.5 / np.abs(w.numpy()).max(axis=1) ** 0.5
+    alive = np.arange(32) != 30
+    np.testing.assert_allclose(found[alive], wanted[alive], rtol=1e-5)
+    assert found[30] == 1.0
+
+
+def test_outliers_cost_much_less_with_smoothing() -> None:
+    seen, w, x = case()
+    quiet = x.clone()  # where the outliers are silent, plain rounding leaves nothing of the other inputs
+    quiet[..., 3] = 0
+    quiet[..., 17] = 0
+
+    def quiet_error(factors: paddle.Tensor) -> float:
+        step = float((x / factors).abs().max() / 127)
+        narrow = paddle.round(quiet / factors / step) * step
+        found = paddle.matmul(narrow, dequantize(quantize(w * factors.unsqueeze(1), INT8), INT8, 32))
+        return float((found - paddle.matmul(quiet, w)).norm() / paddle.matmul(quiet, w).norm())
+
+    assert quiet_error(smooth_factors(seen, w)) < 0.2 * quiet_error(paddle.ones([32]))
+
+
+@pytest.mark.parametrize(
+    "options", [PieceSearch(), PieceSearch(search_pieces=True)], ids=["3 pieces", "up to 3 pieces"]
+)
+def test_search_finds_factors_that_lower_the_error(options: PieceSearch) -> None:
+    seen, w, x = case()
+    found = searched_factors(seen, w, options)
+    assert found.shape == [32] and float(found.min()) > 0
+    assert error(x, w, found, INT8, True) < error(x, w, paddle.ones([32]), INT8, True)
+
+
+def test_awq_protects_the_inputs_that_matter() -> None:
+    seen, w, x = case()
+    for how in (WeightFormat("int4"), WeightFormat("int4", 16)):
+        factors = awq_factors(seen, w, how)
+        assert error(x, w, factors, how, False) < error(x, w, paddle.ones([32]), how, False)

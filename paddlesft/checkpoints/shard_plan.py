@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.shard_files import Rank, ShardFiles
-from paddlesft.checkpoints.shard_layout import (
+from paddlesft.errors import CheckpointError
+from paddlesft.models.families import family_of
+from paddlesft.models.family import Family
+from paddlesft.models.load import ONE_PROCESS
+from paddlesft.models.pdparams import walk_pickle
+from paddlesft.models.shapes import Skeleton, skeleton_of
+from paddlesft.models.tensor_division import (
     Division,
     adapter_division,
     as_bits,
@@ -19,12 +25,6 @@ from paddlesft.checkpoints.shard_layout import (
     prefix_divisions,
     tensor_parallel_actions,
 )
-from paddlesft.errors import CheckpointError
-from paddlesft.models.families import family_of
-from paddlesft.models.family import Family
-from paddlesft.models.load import ONE_PROCESS
-from paddlesft.models.pdparams import walk_pickle
-from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.weights import NewTensor
 
 LOW_RANK = ("lora_A", "lora_B")

@@ -1,8 +1,8 @@
 """Start a command as several ranks with ``paddle.distributed.launch``, watch them, and tell which one failed first.
 
 Paddle's launcher names the ranks' addresses and devices and writes ``workerlog.N``. Around it and around each rank
-stands a ``process_guard``: nothing outlives this process, and how each rank ended is known. When something fails or this
-process is told to stop, everything has ended after at most ``STOP_SECONDS`` + ``KILL_SECONDS``.
+stands a ``process_guard``: nothing outlives this process, and how each rank ended is known. When something fails or
+this process is told to stop, everything has ended after at most ``STOP_SECONDS`` + ``KILL_SECONDS``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The machines of a run, as their environment variables name them.
 
-torchrun and LLaMA-Factory users set NNODES, MASTER_ADDR, MASTER_PORT and RANK (or NODE_RANK); Paddle has names of its own
-for the same things. Either are taken.
+torchrun and LLaMA-Factory users set NNODES, MASTER_ADDR, MASTER_PORT and RANK (or NODE_RANK); Paddle has names of its
+own for the same things. Either are taken.
 """
 
 from __future__ import annotations

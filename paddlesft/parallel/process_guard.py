@@ -1,13 +1,14 @@
 """Run a command that cannot outlive whoever started it, and note how it ended: ``process_guard.py DIRECTORY COMMAND``.
 
-It stands between a launcher and each process that the launcher starts. When the launcher dies, by whatever signal, Linux
-ends this process and this process's child with it, so that nothing is left running. When the child ends, its exit code
-and the time are written to ``DIRECTORY/end.RANK.json``, which a killed process cannot do itself. It is a file to be run,
-uses the standard library only and costs a few megabytes.
+It stands between a launcher and each process that the launcher starts. When the launcher dies, by whatever signal,
+Linux ends this process and its child with it, so that nothing is left running. When the child ends, its exit code and
+the time are written to ``DIRECTORY/end.RANK.json``, which a killed process cannot do itself. It is a file to be run, uses
+the standard library only and costs a few megabytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -45,10 +46,8 @@ def run_guarded(command: Sequence[str]) -> int:
             os._exit(127)
 
     def hand_on(number: int, _: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
-        except ProcessLookupError:
-            pass
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, hand_on)

@@ -1,8 +1,8 @@
 """How the ranks of a run ended, and which of them began it.
 
-A rank that fails leaves its last words in the run's directory of records before it ends (``leave_last_words``); how the
-process ended is recorded beside them (``process_guard``). When one rank fails the others fail too, moments later, because
-nobody answers them: what a user wants to see is the first.
+A rank that fails leaves its last words in the run's directory of records before it ends (``leave_last_words``); how
+the process ended is recorded beside them (``process_guard``). When one rank fails the others fail too, moments later,
+because nobody answers them: what a user wants to see is the first.
 """
 
 from __future__ import annotations

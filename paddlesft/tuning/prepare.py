@@ -38,8 +38,9 @@ def tuning_method(run_config: RunConfig) -> str:
 def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     """Make a base model trainable as the config says.
 
-    Adapter weights are drawn after seeding paddle with ``training.seed``: the same seed gives the same start, whatever
-    was computed before. With ``lora_path`` / ``prefix_path`` the adapter starts from that directory instead.
+    Adapters start from values that follow from ``training.seed`` and the names of their weights: the same seed gives
+    the same start, whatever was computed before and however the model is divided among ranks. With ``lora_path`` /
+    ``prefix_path`` the adapter starts from that directory instead.
 
     Args:
         model: the base model; it is changed in place.
@@ -59,13 +60,13 @@ def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
         return train_all_weights(model)
     if method == "lora":
         if not config.lora_path:
-            return add_lora(model, family, config)
+            return add_lora(model, family, config, run_config.training.seed)
         tuned = load_lora(model, config.lora_path)
         _use_saved_shape(run_config, "lora_rank", tuned.lora_config.r, config.lora_path)
         _use_saved_shape(run_config, "lora_alpha", tuned.lora_config.lora_alpha, config.lora_path)
         return tuned
     if not config.prefix_path:
-        return add_prefix(model, family, config)
+        return add_prefix(model, family, config, run_config.training.seed)
     tuned = load_prefix(model, config.prefix_path)
     _use_saved_shape(run_config, "num_prefix_tokens", tuned.prefix_config.num_prefix_tokens, config.prefix_path)
     return tuned

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from paddlesft.training.loss import supervised_loss, trained_token_losses
+from paddlesft.training.ranks import sum_sequence_gradients
 
 
 class Passes:
@@ -52,6 +53,7 @@ class Passes:
                 loss = supervised_loss(self.model, batch).loss_sum * factor
             self.scale(loss).backward()
             total += float(loss) / factor
+        sum_sequence_gradients(self.model.parameters())
         return total
 
     def score(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, int]:

@@ -69,6 +69,26 @@ def sum_gradients(parameters: Iterable[paddle.Tensor]) -> None:
         _sum_bucket(bucket)
 
 
+@paddle.no_grad()
+def sum_sequence_gradients(parameters: Iterable[paddle.Tensor]) -> None:
+    """Add up, in place, the gradients of weights that saw only this rank's part of each row (sequence parallelism).
+
+    Norms and biases between the divided matrices are whole on every rank, but work on its tokens alone. To be called
+    once, after all micro-batches of a step: PaddleNLP's hooks, which do it in every backward pass, would count earlier
+    micro-batches again, as a step of ours is one of theirs.
+    """
+    gradients = [
+        getattr(parameter, "main_grad", None) if parameter.grad is None else parameter.grad
+        for parameter in parameters
+        if getattr(parameter, "sequence_parallel", False) and not parameter.stop_gradient
+    ]
+    if gradients:
+        group = topology._HYBRID_PARALLEL_GROUP.get_model_parallel_group()
+        for gradient in gradients:
+            if gradient is not None:
+                dist.all_reduce(gradient, group=group)
+
+
 def _sum_bucket(gradients: list[paddle.Tensor]) -> None:
     flat = paddle.concat([g.reshape([-1]).astype("float32") for g in gradients])
     dist.all_reduce(flat)

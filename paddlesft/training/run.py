@@ -149,6 +149,7 @@ def _build(
         dtype=run_config.model.dtype or pure or "float32",
         for_training=True,
         tensor_parallel=(degree, arguments.tensor_parallel_rank if degree > 1 else 0),
+        sequence_parallel=arguments.sequence_parallel,
     )
     set_model_switches(model, run_config)
     if degree == 1:  # the fast layers hold whole weights

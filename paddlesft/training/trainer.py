@@ -99,6 +99,7 @@ class SFTTrainer(Trainer):
     ) -> None:
         self.micro_batches = args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
+        args.sequence_parallel = False  # no hooks of PaddleNLP: see ranks.sum_sequence_gradients
         self.keep_best = args.load_best_model_at_end
         args.load_best_model_at_end = False  # PaddleNLP would look for .pdparams
         self.observer = observer or Observer()

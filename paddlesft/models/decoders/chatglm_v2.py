@@ -52,6 +52,8 @@ class ChatGLMv2Decoder(CausalDecoder):
         """The layer that turns hidden states into logits."""
         return self.body.output_layer
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
+    def as_rows(self, tokens: paddle.Tensor, b: int, s: int) -> paddle.Tensor:
+        return tokens.reshape([s, b, -1])
+
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.head(hidden.transpose([1, 0, 2]))

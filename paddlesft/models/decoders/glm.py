@@ -73,6 +73,5 @@ class GLMDecoder(BlankFillingDecoder):
         """The word embeddings, which turn hidden states into logits too."""
         return self.body.word_embeddings
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(hidden, self.head.weight, transpose_y=True)

@@ -7,6 +7,7 @@ table that ends where a prefix would still have to fit in, loses the prefix when
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import paddle
@@ -21,6 +22,14 @@ class GPTDecoder(LearnedPositionsDecoder):
 
     def recomputes(self, number: int) -> bool:
         return self.lm.config.recompute_granularity == "full" and super().recomputes(number)
+
+    def announce_length(self, length: int) -> None:
+        config = self.lm.config
+        if config.sequence_parallel and self.layers[0].self_attn.config.seq_length != length:
+            layers_config = copy(config)  # they read it there, and the model's own is written to config.json
+            layers_config.seq_length = length
+            for layer in self.layers:
+                layer.self_attn.config = layers_config
 
     def start(
         self,

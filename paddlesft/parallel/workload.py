@@ -32,7 +32,7 @@ class Workload:
         prefix_tokens, prefix_width: of Prefix-Tuning; the width of its MLP, 0 without one.
         recompute: none, full (the layer), full_attn (its attention block) or core_attn (the attention product).
         flash_attention: the scores are never stored.
-        divided_logits: the logits stay divided by vocabulary (``tensor_parallel_output``).
+        divided_logits: the logits of a divided vocabulary stay divided, as the trainer leaves them.
         regather: inputs that sequence parallelism gathers are gathered again in the backward pass instead of kept
             (``recompute_allgather`` of Paddle's ``mp_configs``, which no key of PaddleNLP sets).
     """
@@ -118,5 +118,5 @@ def workload_of(run: RunConfig, family: Family, plan: TensorPlan) -> Workload:
         prefix_width=(model.prefix_projection_hidden_size or plan.hidden) if projected else 0,
         recompute=training.recompute_granularity if training.recompute else "none",
         flash_attention=model.use_flash_attention,
-        divided_logits=training.tensor_parallel_output,
+        divided_logits=True,
     )

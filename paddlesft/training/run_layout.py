@@ -32,7 +32,9 @@ def run_layout(run_config: RunConfig, observer: Observer) -> Layout:
         ModelDirectoryError: the model's config cannot be used.
     """
     training, world = run_config.training, number_of_processes()
-    if world == 1 and not training.sharding and all(getattr(training, key) <= 1 for key in DEGREES):
+    if world == 1 and all(getattr(training, key) <= 1 for key in DEGREES):
+        if training.sharding:
+            run_config.derive("sharding", "", "one process has nothing to share")
         return Layout(
             micro_batch=training.per_device_train_batch_size, accumulation=training.gradient_accumulation_steps
         )

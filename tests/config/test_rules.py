@@ -179,21 +179,6 @@ def test_one_file_of_training_data_holds_no_evaluation_data(tmp_path: Path) -> N
     load(f"dataset_name_or_path={tmp_path}", "evaluation_strategy=epoch")
 
 
-def test_generation_in_evaluation_against_a_pipeline() -> None:
-    with pytest.raises(ConfigError) as caught:
-        load("eval_with_do_generation=true", "pipeline_parallel_degree=2")
-    assert str(caught.value) == (
-        "command line: eval_with_do_generation cannot be combined with pipeline_parallel_degree 2: a pipeline does not "
-        "generate. Set eval_with_do_generation: false, or the degree to 1."
-    )
-
-
-def test_sharding_counts_when_several_processes_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load("sharding=stage2 offload").training.sharding == ""
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    assert load("sharding=stage2 offload").training.sharding == "stage2 offload"
-
-
 def test_places_of_a_rule_are_the_lines_of_its_keys(tmp_path) -> None:
     path = tmp_path / "run.json"
     first = '{"model_name_or_path": "m", "output_dir": "o", "dataset_name_or_path": "d",'

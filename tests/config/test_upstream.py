@@ -161,7 +161,7 @@ def test_a_paddleformers_file_loads_with_a_word_about_each_foreign_key(tmp_path:
     assert run.data.train_dataset_path == ["./data/sft/train.jsonl", "./data/sft/more.jsonl"]
     assert run.data.train_dataset_prob == [0.8, 0.2]
     assert (run.data.max_length, run.data.packing, run.data.eval_packing) == (8192, True, True)
-    assert (run.training.recompute, run.training.sharding) == (True, "")
+    assert (run.training.recompute, run.training.sharding) == (True, "stage1")
     spoken = {n.split(": ")[1].split()[0] for n in run.notices}
     assert spoken >= {
         "eval_dataset_prob", "max_seq_len", "template_backend", "template", "_attn_implementation", "stage",

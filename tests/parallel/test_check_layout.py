@@ -49,11 +49,10 @@ MESSAGES = [
     ),
     (
         dict(world=1, tensor_parallel_degree=2),
-        "found tensor_parallel_degree 2, which does not divide the 1 process of this run",
-    ),
-    (
-        dict(world=4, sep_parallel_degree=2),
-        "sft.json:9: sep_parallel_degree: found 2; a layout has no such axis here; allowed: 1.",
+        "sft.json:4: found tensor_parallel_degree 2, but this run is one process; allowed: degrees of 1, or 2 "
+        "processes or a multiple: paddlesft train --nproc 2 CONFIG, or python -m paddle.distributed.launch "
+        "--nproc_per_node 2 llm/finetune.py CONFIG. paddlesft layout shows such a run without starting it, paddlesft rehearse tries it "
+        "small on the CPU.",
     ),
     (
         dict(world=6, tensor_parallel_degree=3),
@@ -347,7 +346,7 @@ requests = st.builds(
     sequence_parallel=st.booleans(), micro_batch=st.integers(1, 4), accumulation=st.integers(1, 16),
     global_batch=st.one_of(st.none(), st.integers(1, 64)), max_length=st.integers(2, 4096),
     generates=st.sampled_from([(), ("do_predict",)]), prefix_tokens=st.sampled_from([0, 16]),
-    kept_layers=st.booleans(), other_axes=st.sampled_from([(), (("sep_parallel_degree", 2),)]),
+    kept_layers=st.booleans(),
 )  # fmt: skip
 plans = {family.name: family.plan({}) for family in FAMILIES}
 

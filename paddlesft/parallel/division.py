@@ -146,6 +146,23 @@ class Division:
             divisions = {name: self._of_weight(name, tensor) for name, tensor in self.own.items()}
         self._divisions = {name: division for name, division in divisions.items() if division is not None}
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each rank has every weight complete, so that the first can write them alone; alike on all ranks."""
+        return self._degree == 1 and not self._is_stage and not any(map(self._is_sliced, self.own))
+
+    @cached_property
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Entries of a whole model's state that are computed, not trained."""
+        return self._skeleton.buffers
+
+    @cached_property
+    def second_names(self) -> dict[str, str]:
+        """Further names that the model's state has for weights on this rank -> their names in ``own``."""
+        names = {id(tensor): name for name, tensor in self.own.items()}
+        state = {self._full_name(name): value for name, value in self._base.state_dict().items()}
+        return {name: names[id(v)] for name, v in state.items() if names.get(id(v), name) != name}
+
     def whole_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight that this rank holds (a part of)."""
         shape = tuple(self.own[name].shape)

@@ -28,7 +28,7 @@ from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_mo
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.run_layout import run_layout
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
-from paddlesft.training.weights_io import save_weights, whole_weights
+from paddlesft.training.weights_io import save_weights
 from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _build(
         train_set,
         eval_set,
         observer,
-        write_weights=lambda directory, whole=None: save_weights(model, inputs.text_side, directory, facts, whole),
+        write_weights=lambda directory: save_weights(model, inputs.text_side, directory, facts),
         length_grouping=run_config.data.length_grouping,
         extra_metrics=generation,
     )
@@ -263,10 +263,10 @@ def _train(
     result.metrics |= metrics
     if state.best_model_checkpoint:
         result.best_checkpoint = Path(state.best_model_checkpoint)
-    whole = whole_weights(trainer.model)
     if not is_first_rank():
+        trainer.write_weights(None)  # hands its part to the first rank
         return
-    save_final_model(result.output_dir, lambda directory: trainer.write_weights(directory, whole))
+    save_final_model(result.output_dir, trainer.write_weights)
     save_metrics(result.output_dir, "train", metrics)
     state.save_to_json(str(result.output_dir / TRAINER_STATE))
     name = run_config.model.model_name_or_path

@@ -146,6 +146,13 @@ class CausalDecoder:
         """Give tokens that stand one behind the other the shape that hidden states of the model have otherwise."""
         return tokens.reshape([b, s, -1])
 
+    def rows_first(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states, as the family's layers hand them on, into [b, s, h]."""
+        return hidden
+
+    def check_switches(self) -> None:
+        """Refuse switches with which the family's layers would compute something else; see ``model_switches``."""
+
     def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
         """Return any token ids in a form that the family can read, to compare models on; here as they are."""
         return list(token_ids)

@@ -31,6 +31,13 @@ class GPTDecoder(LearnedPositionsDecoder):
             for layer in self.layers:
                 layer.self_attn.config = layers_config
 
+    def check_switches(self) -> None:
+        if self.lm.config.use_flash_attention:
+            raise ConfigError(
+                "use_flash_attention: true, but PaddleNLP's GPT leaves the mask out then: padded and packed rows would "
+                "be computed wrongly. Set it to false."
+            )
+
     def start(
         self,
         input_ids: paddle.Tensor,
@@ -38,11 +45,7 @@ class GPTDecoder(LearnedPositionsDecoder):
         visible: paddle.Tensor,
         position_ids: paddle.Tensor,
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
-        if self.lm.config.use_flash_attention:
-            raise ConfigError(
-                "use_flash_attention: true, but PaddleNLP's GPT leaves the mask out then: padded and packed rows would "
-                "be computed wrongly. Set it to false."
-            )
+        self.check_switches()
         hidden = self.body.embeddings(input_ids=input_ids, position_ids=self.checked_positions(position_ids))
         return hidden, (additive(visible, MASKED),)
 

@@ -43,6 +43,14 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return total.numpy().tolist()
 
 
+def largest_over_ranks(value: int) -> int:
+    """Return the largest of a number over all ranks that read different rows."""
+    largest = paddle.to_tensor([value], dtype="int64")
+    for group in groups_of_readers():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    return int(largest)
+
+
 def wait_for_all() -> None:
     """Return when every rank has come here, so that all of them see what the first one wrote before."""
     if world_size() > 1:

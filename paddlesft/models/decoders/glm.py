@@ -10,6 +10,7 @@ import paddle
 
 from paddlesft.errors import DataError, ModelDirectoryError
 from paddlesft.models.decoders.blank_filling import BlankFillingDecoder, Layout
+from paddlesft.models.hooked_call import call_with_hooks
 from paddlesft.quirks.glm_hidden_state_cache import caching_projection
 
 
@@ -74,4 +75,4 @@ class GLMDecoder(BlankFillingDecoder):
         return self.body.word_embeddings
 
     def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(hidden, self.head.weight, transpose_y=True)
+        return call_with_hooks(self.head, lambda x: paddle.matmul(x, self.head.weight, transpose_y=True), hidden)

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from paddlesft.parallel import process_guard, rank_terminal
 from paddlesft.parallel.nodes import Nodes
-from paddlesft.parallel.rank_ends import RECORDS, USER_ERROR, RankEnd, first_failure, read_ends
+from paddlesft.parallel.rank_ends import FAILED, RECORDS, USER_ERROR, RankEnd, first_failure, read_ends
+from paddlesft.quirks import thread_default
 
 STOP_SECONDS = 20.0  # paddle's launcher needs up to 0.6 s for each rank and 3 s for all
 KILL_SECONDS = 5.0
@@ -39,6 +40,7 @@ FOREIGN = (
     "DISTRIBUTED_TRAINER_ENDPOINTS", "MASTER_ADDR", "MASTER_PORT", "NNODES", "RANK", "NODE_RANK", "WORLD_SIZE",
     "LOCAL_RANK",
 )  # fmt: skip
+CPU_RANK = ("CUDA_VISIBLE_DEVICES=-1", "FLAGS_selected_gpus=", "PADDLE_DISTRI_BACKEND=gloo")
 
 Show = Callable[[str, bytes], None]  # ("stdout" or "stderr", what the first rank shows)
 
@@ -70,14 +72,35 @@ class Launched:
             return f"The ranks did not start, or ended without a word. The launcher's log ends in:\n{tail}\n{places}"
         words = failure.words
         if words is None:
-            return f"Rank {failure.rank} {_how_killed(failure.code)}\n{places}"
+            return f"rank {failure.rank} {_how_killed(failure.code)}\n{places}"
         if words.kind == USER_ERROR:
             return words.text
-        trace = words.trace.rstrip()
-        head = f"{trace}\n\n" if trace else ""
-        if words.culprit != words.rank:
-            return f"{head}{words.text}\n{places}"
-        return f"{head}Rank {failure.rank} failed first: {words.text}\n{places}"
+        head = f"rank {failure.rank} failed first: {words.text}" if words.kind == FAILED else words.text
+        return "\n".join(filter(None, (head, words.trace.rstrip(), places)))
+
+
+def launch_again(
+    tries: int, run: Callable[[int], Launched], tell: Callable[[Launched, int], None] = lambda launched, attempt: None
+) -> Launched:
+    """Launch, and launch again when a rank has died; the command goes on from what it has saved.
+
+    Paddle's own way (``--max_restart`` with ``--elastic_level 1``) restarts nothing without an etcd server.
+
+    Args:
+        tries: how often to try again.
+        run: launches the attempt of the number given.
+        tell: told about a failure that another attempt follows, and that attempt's number.
+
+    Returns:
+        The last attempt. A user's error is not tried again: it would come back.
+    """
+    for attempt in range(tries + 1):
+        launched = run(attempt)
+        user_error = launched.failure and launched.failure.words and launched.failure.words.kind == USER_ERROR
+        if launched.code == 0 or user_error or attempt == tries:
+            break
+        tell(launched, attempt + 1)
+    return launched
 
 
 def launch(
@@ -87,6 +110,7 @@ def launch(
     nodes: Nodes | None = None,
     environ: Mapping[str, str] | None = None,
     show: Show | None = None,
+    on_cpu: bool = False,
     attempt: int = 0,
 ) -> Launched:
     """Run a command as several ranks and wait for them.
@@ -98,6 +122,7 @@ def launch(
         nodes: the machines, when there are several.
         environ: more environment variables.
         show: receives what the first rank writes to its ``rank_terminal``.
+        on_cpu: hide the GPUs of this machine, and let any number of ranks share its processor.
         attempt: number of the restart; all machines have to agree about it.
 
     Returns:
@@ -112,15 +137,15 @@ def launch(
     records = Path(tempfile.mkdtemp(prefix="paddlesft-run-"))
     try:
         rank_terminal.make_pipes(records)
-        guard = [sys.executable, process_guard.__file__, str(records)]
-        launcher = [*guard, sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
-        launcher += ["--log_dir", str(log_dir), "--job_id", f"{JOB}-{attempt}"]
+        guard = [process_guard.__file__, str(records)]
+        launcher = [sys.executable, *guard, "--", sys.executable, "-m", "paddle.distributed.launch"]
+        launcher += ["--nproc_per_node", str(ranks), "--log_dir", str(log_dir), "--job_id", f"{JOB}-{attempt}"]
         launcher += nodes.launcher_arguments() if nodes is not None else []
-        launcher += [*guard[1:], *command]
+        launcher += [*guard, *(CPU_RANK if on_cpu else ()), "--", *command]
         with open(log_dir / LAUNCHER_LOG, "ab") as out, _sigterm_as_exit():
             process = subprocess.Popen(
                 launcher,
-                env=_environment(environ or {}, records),
+                env=_environment(environ or {}, records, ranks, on_cpu),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -141,12 +166,13 @@ def launch(
     return Launched(code, log_dir, logs, ends, failure)
 
 
-def _environment(more: Mapping[str, str], records: Path) -> dict[str, str]:
+def _environment(more: Mapping[str, str], records: Path, ranks: int, on_cpu: bool) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    if environment.get("CUDA_VISIBLE_DEVICES") == "":  # paddle's launcher fails with an IndexError
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    if on_cpu:  # one name for each rank is all that paddle's launcher looks for; the ranks see none: CPU_RANK
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(ranks)))
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = f"{path}{os.pathsep}{PACKAGE_PARENT}" if path else PACKAGE_PARENT
+    thread_default.divide(environment, ranks)
     return {**environment, "PYTHONUNBUFFERED": "1", RECORDS: str(records), **more}
 
 

@@ -1,9 +1,9 @@
-"""Run a command that cannot outlive whoever started it, and note how it ended: ``process_guard.py DIRECTORY COMMAND``.
+"""Run a command that cannot outlive whoever started it: ``process_guard.py DIRECTORY [NAME=VALUE ...] -- COMMAND``.
 
 It stands between a launcher and each process that the launcher starts. When the launcher dies, by whatever signal,
 Linux ends this process and its child with it, so that nothing is left running. When the child ends, its exit code and
-the time are written to ``DIRECTORY/end.RANK.json``, which a killed process cannot do itself. It is a file to be run, uses
-the standard library only and costs a few megabytes.
+the time are written to ``DIRECTORY/end.RANK.json``, which a killed process cannot do itself. It is a file to be run,
+uses the standard library only and costs a few megabytes.
 """
 
 from __future__ import annotations
@@ -58,15 +58,23 @@ def main(argv: Sequence[str]) -> int:
     """Run a command and write how it ended.
 
     Args:
-        argv: the directory of the record, the program, its arguments.
+        argv: the directory of the record; environment variables to set, or to unset where the value is empty; ``--``;
+            the program and its arguments.
 
     Returns:
         The exit code for the shell: 128 and the signal's number for a child that a signal ended.
     """
     end_with_parent()
-    code = run_guarded(argv[1:])
+    directory, *rest = argv
+    bar = rest.index("--")
     rank = os.environ.get(RANK, "launcher")
-    record, scratch = (Path(argv[0], name) for name in (f"end.{rank}.json", f".end.{rank}.json"))
+    for assignment in rest[:bar]:
+        name, _, value = assignment.partition("=")
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    code = run_guarded(rest[bar + 1 :])
+    record, scratch = (Path(directory, name) for name in (f"end.{rank}.json", f".end.{rank}.json"))
     try:
         scratch.write_text(json.dumps({"code": code, "time": time.time()}), encoding="utf-8")
         scratch.replace(record)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +19,7 @@ from paddlesft.parallel.rank_ends import RECORDS
 
 STREAMS = ("stdout", "stderr")
 TERMINALS = "PADDLESFT_TERMINALS"  # which of them are terminals, "stdout,stderr", and the width: "stderr:120"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -35,16 +38,25 @@ class RankTerminal:
 
 
 class _Pipe(io.TextIOWrapper):
-    """A text stream that says whether a terminal is at its other end, and goes quiet when nobody is there any more."""
+    """A text stream that says whether a terminal is at its other end, and goes quiet when nobody is there any more.
 
-    def __init__(self, path: Path, is_terminal: bool) -> None:
-        super().__init__(open(path, "wb", buffering=0), encoding="utf-8", errors="replace", write_through=True)  # noqa: SIM115
-        self._is_terminal = is_terminal
+    Args:
+        path: the named pipe.
+        is_terminal: what it says.
+        log: receives a copy without colours.
+    """
+
+    def __init__(self, path: Path, is_terminal: bool, log: TextIO | None = None) -> None:
+        descriptor = os.open(path, os.O_WRONLY)
+        super().__init__(io.FileIO(descriptor, "wb"), encoding="utf-8", errors="replace", write_through=True)
+        self._is_terminal, self._log = is_terminal, log
 
     def isatty(self) -> bool:
         return self._is_terminal
 
     def write(self, text: str) -> int:
+        if self._log is not None:
+            self._log.write(COLOURS.sub("", text))
         try:
             return super().write(text)
         except BrokenPipeError:
@@ -69,5 +81,6 @@ def rank_terminal() -> RankTerminal | None:
     if not directory or not all(Path(directory, name).is_fifo() for name in STREAMS):
         return None
     names, _, width = os.environ.get(TERMINALS, ":").partition(":")
-    stdout, stderr = (_Pipe(Path(directory, name), name in names.split(",")) for name in STREAMS)
+    stdout = _Pipe(Path(directory, "stdout"), "stdout" in names.split(","), log=sys.stdout)
+    stderr = _Pipe(Path(directory, "stderr"), "stderr" in names.split(","))
     return RankTerminal(stdout, stderr, int(width) if width.isdigit() else 80)

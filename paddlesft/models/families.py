@@ -103,7 +103,10 @@ FAMILIES = (
             "<eos> a text",
         ),
         config_fixes=("paddlesft.quirks.gemma_activation:name_activation",),
-        fixes=("paddlesft.quirks.gemma_activation:follow_activation",),
+        fixes=(
+            "paddlesft.quirks.gemma_activation:follow_activation",
+            "paddlesft.quirks.gemma_sequence_parallel:embed_first",
+        ),
         hf_layout="paddlesft.models.hf_layouts.gemma:LAYOUT",
         status="tested",
     ),

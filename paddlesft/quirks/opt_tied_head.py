@@ -23,7 +23,8 @@ def tie_head(model: Any, is_stored: Callable[[str], bool]) -> None:
     embedding, head = model.opt.embeddings.word_embeddings.weight, model.lm_head.decoder_weight
     if not model.config.tie_word_embeddings:
         return
-    if is_stored(HEAD) and _differs(head, embedding):  # trained apart by PaddleNLP, whose config then still says that they are tied
+    if is_stored(HEAD) and _differs(head, embedding):
+        # trained apart by PaddleNLP, whose config then still says that they are tied
         model.config.tie_word_embeddings = False
     else:
         model.lm_head.decoder_weight = embedding

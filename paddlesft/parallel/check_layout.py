@@ -58,8 +58,6 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
     training, model, data = run.training, run.model, run.data
     sharding = run.training.sharding_parallel_degree
     stage = int(training.sharding[5]) if training.sharding[:6] in ("stage1", "stage2", "stage3") else 0
-    prefix = model.prefix_tuning
-    projected = prefix and model.prefix_projection
     request = LayoutRequest(
         world_size=world_size,
         tensor=max(training.tensor_parallel_degree, 1),
@@ -81,8 +79,7 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
             )
             if on
         ),
-        prefix_tokens=model.num_prefix_tokens if prefix else 0,
-        prefix_width=(model.prefix_projection_hidden_size or plan.hidden) if projected else 0,
+        prefix_tokens=model.num_prefix_tokens if model.prefix_tuning else 0,
         optim=training.optim,
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
         kept_layers=bool(

@@ -34,7 +34,7 @@ class LayoutRequest:
         global_batch: rows of a step that somebody asks for; None: whatever comes out.
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
-        prefix_tokens, prefix_width: of Prefix-Tuning; 0 without it, and without its MLP.
+        prefix_tokens: of Prefix-Tuning; 0 without it.
         optim, amp_master_grad: as the config's keys.
         kept_layers: layers are to be left out of full recompute.
     """
@@ -53,7 +53,6 @@ class LayoutRequest:
     max_length: int = 2048
     generates: tuple[str, ...] = ()
     prefix_tokens: int = 0
-    prefix_width: int = 0
     optim: str = "adamw"
     amp_master_grad: bool = False
     kept_layers: bool = False
@@ -100,7 +99,6 @@ def find_layout_problems(request: LayoutRequest, plan: TensorPlan, family: Famil
     yield from _sequence(request, family)
     yield from _pipeline(request, plan, family)
     yield from _sharding(request)
-    yield from _methods(request)
     yield from _batch(request)
 
 
@@ -289,20 +287,6 @@ def _sharding(request: LayoutRequest) -> Iterator[Finding]:
             f"keeps master gradients in stage2 and stage3 only without data parallelism; allowed: false, or {SD} "
             f"{request.world_size // request.model_ranks}.",
         )
-
-
-def _methods(request: LayoutRequest) -> Iterator[Finding]:
-    t = request.tensor
-    for key, size in (
-        ("num_prefix_tokens", request.prefix_tokens),
-        ("prefix_projection_hidden_size", request.prefix_width),
-    ):
-        if t > 1 and size % t:
-            yield (
-                (key, TP),
-                f"{key}: found {size}, which {TP} {t} does not divide; the prefix is divided among these processes; "
-                f"allowed: a multiple of {t}, for example {-(-size // t) * t}.",
-            )
 
 
 def _batch(request: LayoutRequest) -> Iterator[Finding]:

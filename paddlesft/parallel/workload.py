@@ -69,14 +69,14 @@ class Workload:
             return 0  # see prefix_numbers: they stand outside the model's own weights
         return sum(self._lora_size(tensor, t) for tensor in tensors if self._is_target(tensor))
 
-    def prefix_numbers(self, plan: TensorPlan, t: int) -> int:
-        """Return the numbers of a prefix (arXiv:2101.00190) on one tensor-parallel process."""
+    def prefix_numbers(self, plan: TensorPlan) -> int:
+        """Return the numbers of a prefix (arXiv:2101.00190), which every process holds whole."""
         width = plan.kv_heads * plan.head_dim
         flat = plan.layers * 2 * width  # keys and values of every layer
         if not self.prefix_width:
-            return self.prefix_tokens * flat // t
-        w = self.prefix_width  # embedding and first matrix divided by t, bias of the second whole
-        return (self.prefix_tokens * width + width * w + w + w * flat) // t + flat
+            return self.prefix_tokens * flat
+        w = self.prefix_width
+        return self.prefix_tokens * width + width * w + w + w * flat + flat
 
     def _is_target(self, tensor: PlannedTensor) -> bool:
         module = tensor.name.removesuffix(".weight")

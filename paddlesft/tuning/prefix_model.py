@@ -15,6 +15,7 @@ Shapes: b rows, w width of the prefix, n layers, k key/value heads, d head size,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 from paddlenlp.transformers.model_utils import dtype_guard
+
+from paddlesft.models.load import quiet_paddlenlp
 
 WHOLE = -1  # what PaddleNLP calls the degree of an encoder that is not divided
 
@@ -46,8 +49,9 @@ class PrefixModel(PrefixModelForCausalLM):
         if isinstance(model, PipelineLayer):
             self._set_up_stage(model, config, to_cache)
         else:
-            super().__init__(model, config, postprocess_past_key_value=to_cache)
-            config.tensor_parallel_degree = WHOLE  # PaddleNLP has put the model's degree there
+            with quiet_paddlenlp(logging.ERROR):  # it warns that it takes over the model's degree
+                super().__init__(model, config, postprocess_past_key_value=to_cache)
+            config.tensor_parallel_degree = WHOLE
 
     def _set_up_stage(self, model: nn.Layer, config: PrefixConfig, to_cache: Callable[[paddle.Tensor], Any]) -> None:
         """Do what the constructor does, which PaddleNLP's refuses for pipelines."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.derived import number_of_processes
 from paddlesft.models.paddle_config import read_paddle_config
-from paddlesft.models.resolve import resolve_model
+from paddlesft.models.resolve import find_model
 from paddlesft.parallel.check_layout import check_layout, derive_layout
 from paddlesft.parallel.layout import Layout
 
@@ -38,7 +38,7 @@ def run_layout(run_config: RunConfig, observer: Observer) -> Layout:
         return Layout(
             micro_batch=training.per_device_train_batch_size, accumulation=training.gradient_accumulation_steps
         )
-    model_config, family = read_paddle_config(resolve_model(run_config.model.model_name_or_path))
+    model_config, family = read_paddle_config(find_model(run_config.model.model_name_or_path))
     layout = check_layout(run_config, world, model_config, family)
     derive_layout(run_config, layout)
     for notice in layout.notices:

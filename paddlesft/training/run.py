@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from paddlesft.directories import write_json
 from paddlesft.errors import ConfigError
 from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
+from paddlesft.models.pipeline import load_stage
 from paddlesft.models.provenance import base_facts
 from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
@@ -22,7 +24,7 @@ from paddlesft.training.arguments import training_arguments
 from paddlesft.training.checkpoint_saving import checkpoint_step
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
-from paddlesft.training.model_switches import set_model_switches
+from paddlesft.training.model_switches import chosen_switches, set_model_switches
 from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
@@ -144,7 +146,10 @@ def _build(
     half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
     pure = half if training.fp16_opt_level == "O2" else None
     degree = max(arguments.tensor_parallel_degree, 1)
-    model = load_model(
+    load = load_model
+    if layout.pipeline > 1:
+        load = partial(load_stage, virtual=layout.virtual, switches=chosen_switches(run_config))
+    model = load(
         inputs.base,
         dtype=run_config.model.dtype or pure or "float32",
         for_training=True,
@@ -152,7 +157,7 @@ def _build(
         sequence_parallel=arguments.sequence_parallel,
     )
     set_model_switches(model, run_config)
-    if degree == 1:  # the fast layers hold whole weights
+    if degree == layout.pipeline == 1:  # the fast layers hold whole weights and are called by the decoder
         accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)

@@ -3,9 +3,9 @@
 Fleet's ``PipelineLayer`` lines a model's layers up (embedding, decoder layers, last norm, head), and a rank builds its
 share of the line. What PaddleNLP (3.0.0b4) makes of that is used as it is, but for these points, which are mended here:
 
-* names: ChatGLM2's class leaves the first part of every name out, and a head that is the embedding has a name of its own
-  that no file knows. ``state_dict()`` and ``named_parameters()`` of a stage speak the whole model's names, by which
-  files are read and the optimizer decides what decays (by its number alone, a last norm is not recognised as one);
+* names: ChatGLM2's class leaves the first part of every name out, and a head that is the embedding has a name of its
+  own that no file knows. ``state_dict()`` and ``named_parameters()`` of a stage speak the whole model's names, by
+  which files are read and the optimizer decides what decays (a last norm is not recognised by its number alone);
 * a matrix that two stages share is marked by a comparison that never fits, so that clipping would count it twice.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 def embed_first(model: Any) -> None:
     """Let a Gemma whose ranks share its tokens embed token ids before it divides them."""
-    if model.config.sequence_parallel:
+    if model.config.sequence_parallel and hasattr(model, "gemma"):  # a pipeline's stage embeds by itself
         model.gemma.forward = partial(_forward, model.gemma, model.gemma.forward)
 
 

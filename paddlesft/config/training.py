@@ -127,7 +127,7 @@ class TrainingConfig(RareConfig, ParallelConfig, HardwareConfig, ScheduleConfig)
         Values that only this package has (``allow_resume_differences``, ``device: auto``) and keys without effect are
         left out, so that paddlenlp applies its own.
         """
-        own = {"allow_resume_differences"} | ({"device"} if self.device == "auto" else set())
+        own = {"allow_resume_differences", "hang_timeout"} | ({"device"} if self.device == "auto" else set())
         own |= {f.name for f in dataclasses.fields(self) if f.metadata["no_effect"]}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
         return values | {key: effective(key, values[key]) for key in SWITCHES}

@@ -91,6 +91,12 @@ class ParallelConfig:
         False, "Resume an auto-parallel run from a hybrid one.", no_effect=_BELONGS.format(_AUTO)
     )
 
+    hang_timeout: float = field(
+        1800.0,
+        "Seconds without a finished step, evaluation batch or checkpoint after which a run of several processes is "
+        "ended and the processes that lag behind are named. 0: never.",
+        minimum=0,
+    )
     local_rank: int = field(-1, "Set by the launcher; leave it alone.", minimum=-1)
     ddp_find_unused_parameters: bool | None = field(None, "Search for weights without gradient in data parallelism.")
     distributed_dataloader: bool = field(

@@ -25,6 +25,7 @@ from paddlesft.training.checkpoint_saving import checkpoint_step
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
 from paddlesft.training.model_switches import chosen_switches, set_model_switches
+from paddlesft.training.rank_watch import RankWatch, rank_watch
 from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
@@ -79,8 +80,13 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     Raises:
         UserError: config, data, model or checkpoint cannot be used, or training diverged; the message says what to do.
     """
-    begin = time.perf_counter()
     observer = observer if observer is not None and is_first_rank() else Observer()
+    with rank_watch(run_config.training.hang_timeout) as watch:
+        return _run(run_config, watch.watched(observer), watch)
+
+
+def _run(run_config: RunConfig, observer: Observer, watch: RankWatch) -> TrainResult:
+    begin = time.perf_counter()
     training = run_config.training
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("Nothing to do: set do_train, do_eval or do_predict to true.")
@@ -99,11 +105,14 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
             if training.do_train and checkpoint is None and (removed := remove_earlier_run(output_dir)):
                 observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
             run_config.save(output_dir)
+        for callback in watch.callbacks():
+            trainer.add_callback(callback)
         if plan is not None:
             observer.plan(plan)
         if training.do_train:
             _train(trainer, run_config, inputs, observer, result, checkpoint)
-        _evaluate(trainer, run_config, inputs, result)
+        with watch.watching("evaluation"):
+            _evaluate(trainer, run_config, inputs, result)
     result.seconds = time.perf_counter() - begin
     observer.finished(result)
     return result

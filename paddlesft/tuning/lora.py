@@ -18,6 +18,7 @@ from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.load import quiet_paddlenlp
 from paddlesft.models.stored import load_pdparams
 from paddlesft.parallel.division import Division
+from paddlesft.quirks import quick_lora_reduction
 from paddlesft.tuning.initial_values import low_rank_input
 from paddlesft.tuning.lora_targets import (
     linear_layers,
@@ -63,6 +64,8 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig, seed: i
     if quick and (model_config.lora_dropout > 0 or bias != "none"):
         log.info("use_quick_lora has no effect together with lora_dropout > 0 or lora_bias; the plain form is used")
         quick = False
+    if quick:
+        quick_lora_reduction.apply()
     patterns = target_patterns(model, family, model_config.lora_target_modules)
     refuse_idle_stages(model, patterns)
     config = LoRAConfig(
@@ -142,6 +145,8 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
     except (ValueError, TypeError, json.JSONDecodeError) as error:
         raise ModelDirectoryError(f"{path / CONFIG_FILE} cannot be read: {error}.") from error
     config.tensor_parallel_degree = model.config.tensor_parallel_degree
+    if config.use_quick_lora:
+        quick_lora_reduction.apply()
     names = linear_names(model)
     for pattern in [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules:
         if not any(re.fullmatch(pattern, name) for name in names):

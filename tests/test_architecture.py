@@ -19,6 +19,7 @@ LEVELS = {
     "cli": 6,
 }  # fmt: skip
 SAME_LEVEL = {
+    ("tuning", "parallel"),
     ("training", "inference"),
     ("training", "checkpoints"),
     ("checkpoints", "inference"),

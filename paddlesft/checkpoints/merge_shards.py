@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.shard_files import CONFIG_OF, ShardFiles, find_shards
-from paddlesft.checkpoints.shard_layout import prefix_column_order
 from paddlesft.checkpoints.shard_plan import Piece, ShardPlan, plan_merge, same_bits, without_degrees
 from paddlesft.checkpoints.verify import logits_of, prompt_ids, release
 from paddlesft.directories import new_directory, write_json
@@ -27,6 +26,7 @@ from paddlesft.models.families import family_of
 from paddlesft.models.pdparams import pickled_arrays, write_pdparams
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.resolve import resolve_model
+from paddlesft.models.tensor_division import prefix_column_order
 from paddlesft.models.weights import CODE, DTYPE, PADDLE_LAYOUT, NewTensor, read_weights, write_weights
 
 logger = logging.getLogger("paddlesft")

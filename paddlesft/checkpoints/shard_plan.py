@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.shard_files import Rank, ShardFiles
-from paddlesft.checkpoints.shard_layout import (
+from paddlesft.errors import CheckpointError
+from paddlesft.models.families import family_of
+from paddlesft.models.family import Family
+from paddlesft.models.load import ONE_PROCESS
+from paddlesft.models.pdparams import walk_pickle
+from paddlesft.models.shapes import Skeleton, full_name, skeleton_of
+from paddlesft.models.tensor_division import (
+    LOW_RANK,
     Division,
     adapter_division,
     as_bits,
@@ -19,15 +26,8 @@ from paddlesft.checkpoints.shard_layout import (
     prefix_divisions,
     tensor_parallel_actions,
 )
-from paddlesft.errors import CheckpointError
-from paddlesft.models.families import family_of
-from paddlesft.models.family import Family
-from paddlesft.models.load import ONE_PROCESS
-from paddlesft.models.pdparams import walk_pickle
-from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.weights import NewTensor
 
-LOW_RANK = ("lora_A", "lora_B")
 SHOWN = 6
 
 
@@ -182,12 +182,6 @@ def _stages(shards: ShardFiles, problems: list[str]) -> list[dict[str, Part]]:
 
 def _text(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def full_name(name: str, family: Family, skeleton: Skeleton) -> str:
-    """Return a weight's name in the model; some pipeline classes leave the first part out."""
-    longer = f"{family.base_prefix}.{name}"
-    return longer if name not in skeleton.shapes and longer in skeleton.shapes else name
 
 
 def _gather(

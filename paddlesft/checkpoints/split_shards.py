@@ -16,8 +16,7 @@ import numpy as np
 from paddlesft.checkpoints.adapter import CONFIG_FILE, read_adapter
 from paddlesft.checkpoints.merge_shards import read_configs
 from paddlesft.checkpoints.shard_files import ShardFiles, find_shards
-from paddlesft.checkpoints.shard_layout import Division, adapter_division, division_of_whole, tensor_parallel_actions
-from paddlesft.checkpoints.shard_plan import LOW_RANK, plan_merge, same_bits, without_degrees
+from paddlesft.checkpoints.shard_plan import plan_merge, same_bits, without_degrees
 from paddlesft.directories import new_directory, write_json
 from paddlesft.errors import CheckpointError
 from paddlesft.models.directory import copy_tokenizer, read_config, read_object
@@ -29,6 +28,13 @@ from paddlesft.models.provenance import FILE as PROVENANCE
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.stored import stored_weights
+from paddlesft.models.tensor_division import (
+    LOW_RANK,
+    Division,
+    adapter_division,
+    division_of_whole,
+    tensor_parallel_actions,
+)
 from paddlesft.models.weights import NUMPY, PADDLE_LAYOUT, NewTensor, write_file
 from paddlesft.parallel.stages import stage_layers
 

@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from paddlesft.parallel.traffic import Traffic
 
 RANKS_SHOWN = 16
-# keys that a run refuses as long as it cannot be divided; a layout can be looked at all the same
-LAYOUT_KEYS = (
-    "tensor_parallel_degree", "tensor_model_parallel_size", "pipeline_parallel_degree",
-    "pipeline_model_parallel_size", "sharding_parallel_degree", "sharding_degree", "sequence_parallel",
-    "virtual_pp_degree", "virtual_pipeline_model_parallel_size", "sep_parallel_degree", "context_parallel_degree",
-    "expert_parallel_degree", "expert_tensor_parallel_degree",
-)  # fmt: skip
 
 
 def run(argv: list[str]) -> int:
@@ -66,13 +59,14 @@ def run(argv: list[str]) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{key}: found {value}; allowed: a whole number of 1 or more.")
 
+    from paddlesft.config import load_run_config
     from paddlesft.models.paddle_config import read_paddle_config
     from paddlesft.parallel.check_layout import check_layout, derive_layout
     from paddlesft.parallel.estimate import estimate_memory
     from paddlesft.parallel.traffic import estimate_traffic
     from paddlesft.parallel.workload import workload_of
 
-    config = read_run(rest)
+    config = load_run_config(None, rest)
     for notice in config.notices:
         print(notice, file=sys.stderr)
     model_config, family = read_paddle_config(options.model_config or find_config(config.model.model_name_or_path))
@@ -91,38 +85,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def read_run(argv: list[str]) -> RunConfig:
-    """Read a training config, parallel keys included that this version does not run yet."""
-    from paddlesft.config.derived import derive_values
-    from paddlesft.config.loader import raise_problems, read_arguments
-    from paddlesft.config.renamed import TRAINING_OLD_KEYS
-    from paddlesft.config.resolve import RUN_GROUPS, RunConfig
-
-    loaded = read_arguments(RUN_GROUPS, None, argv, TRAINING_OLD_KEYS)
-    unbuilt = tuple(f": {key}: found" for key in LAYOUT_KEYS)
-    problems = [
-        text
-        for text in loaded.problems
-        if not ("is not built yet in this version" in text and any(mark in text for mark in unbuilt))
-    ]
-    raise_problems(problems, loaded.path)
-    config = RunConfig(**loaded.instances, origins=loaded.origins, notices=[], path=loaded.path)
-    sharding, origin = config.training.sharding, config.origins["sharding"]
-    derive_values(config)
-    # which it takes away where a single process is running, as this one is
-    config.training.sharding, config.origins["sharding"] = sharding, origin
-    config.notices = [line for line in loaded.notices if "has no effect" not in line]
-    return config
-
-
-def find_config(name: str | None) -> Path:
+def find_config(name: str) -> Path:
     """Return the local directory of a model; a model on a hub is not downloaded for its config alone.
 
     Raises:
-        ConfigError: none is named, or it is not on this machine.
+        ConfigError: it is not on this machine.
     """
-    if not name:
-        raise ConfigError("model_name_or_path is not set. Name a model, or give its config.json: --model_config PATH.")
     if name.startswith("embedded:"):  # written out: the module that knows the prefix loads numpy
         from paddlesft.models.resolve import find_model
 

@@ -23,6 +23,7 @@ VERBS = {
     "models": ("paddlesft.cli.models", "show what each model family can do, or everything about one"),
     "train": ("paddlesft.cli.train", "fine-tune a model from one config file: LoRA, Prefix-Tuning or full"),
     "layout": ("paddlesft.cli.layout", "check how a run is divided among cards, and what each of them holds"),
+    "rehearse": ("paddlesft.cli.rehearse", "run a config for many cards small, on CPU processes, against one process"),
     "check-data": ("paddlesft.cli.check_data", "check data files and show what would be trained"),
     "merge-lora": ("paddlesft.cli.merge_lora", "merge a LoRA adapter into its base model and prove the result"),
     "merge-shards": ("paddlesft.cli.merge_shards", "merge the files of a parallel run into one model or adapter"),

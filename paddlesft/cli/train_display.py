@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paddlesft.parallel.rank_terminal import RankTerminal
 
 MAX_SAMPLE_CHARACTERS = 1500
 REDRAW_SECONDS = 0.2
@@ -21,13 +24,18 @@ class TrainDisplay:
 
     Args:
         quiet: show nothing (every process of a parallel run but the first).
+        terminal: where to show it instead; the live line goes there too, if a terminal it is.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, terminal: RankTerminal | None = None) -> None:
         from rich.console import Console
 
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._live = sys.stderr.isatty() and not quiet
+        if terminal is None:
+            self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        else:
+            self.console = Console(file=terminal.stdout, width=terminal.width, highlight=False, soft_wrap=True)
+        self._live_stream = terminal.stderr if terminal is not None else sys.stderr
+        self._live = self._live_stream.isatty() and not quiet
         self._last_draw = 0.0
         self._drawn = False
         self._shares: dict[str, Any] = {}
@@ -199,13 +207,13 @@ class TrainDisplay:
         if not self._live or (not last and now - self._last_draw < REDRAW_SECONDS):
             return
         self._last_draw, self._drawn = now, True
-        sys.stderr.write(f"\r\x1b[K{text[: self.console.width - 1]}")
-        sys.stderr.flush()
+        self._live_stream.write(f"\r\x1b[K{text[: self.console.width - 1]}")
+        self._live_stream.flush()
 
     def _clear(self) -> None:
         if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            self._live_stream.write("\r\x1b[K")
+            self._live_stream.flush()
             self._drawn = False
 
     def _grid(self, title: str, *columns: str) -> Any:

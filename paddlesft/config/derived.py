@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from paddlesft.config.training_parallel import is_sharding
-
 if TYPE_CHECKING:
     from paddlesft.config.data import DataConfig
     from paddlesft.config.resolve import RunConfig
@@ -23,10 +21,6 @@ def derive_values(run: RunConfig) -> None:
     _lengths(run)
     if run.model.lora and run.model.lora_alpha is None:
         run.derive("lora_alpha", 2.0 * run.model.lora_rank, "2 * lora_rank")
-    training = run.training
-    idle = number_of_processes() == 1 and training.sharding_parallel_degree <= 1
-    if training.sharding and is_sharding(training.sharding) and idle:
-        run.derive("sharding", "", "one process has nothing to share")
 
 
 def number_of_processes() -> int:

@@ -15,7 +15,6 @@ from paddlesft.errors import ConfigError
 
 _MOST_NODES = 100_000
 _DEEPEST = 50
-_SAMPLE_ENDING = "_argument.json"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -31,15 +30,15 @@ class Entry:
 def find_document(path: str | Path) -> Path:
     """Return the file that a config's path means.
 
-    PaddleNLP's samples are called ``lora_argument.json``, ``sft_argument.json`` and ``pt_argument.json``. Where no file
-    has that name, it means ours beside it: ``lora.yaml``.
+    PaddleNLP's samples are called ``lora_argument.json``, ``sft_argument.json`` and so on, other tools' ``lora.json``.
+    Where no file has that name, it means ours beside it: ``lora.yaml``.
 
     Args:
         path: as the user gave it.
     """
     path = Path(path)
-    ours = path.with_name(path.name.removesuffix(_SAMPLE_ENDING) + ".yaml")
-    return ours if path.name.endswith(_SAMPLE_ENDING) and not path.exists() and ours.is_file() else path
+    ours = path.with_name(path.name.removesuffix(".json").removesuffix("_argument") + ".yaml")
+    return ours if path.suffix == ".json" and not path.exists() and ours.is_file() else path
 
 
 def read_document(path: str | Path) -> list[Entry]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlesft.config.fields import default_of
+from paddlesft.config.parallel_switches import SWITCHES, idle_switches, switch_problems
 from paddlesft.config.training_parallel import is_sharding
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def find_idle_keys(run: RunConfig) -> list[str]:
             _, spec = run.find(key)
             if run.was_set(key) and flat[key] != default_of(spec):
                 notices.append(f"{run.origins[key].place}: {key} has no effect while {switch} is off.")
+    for key in SWITCHES:
+        notices += [f"{run.origins[key].place}: {text}" for text in idle_switches(key, flat[key])]
     return notices
 
 
@@ -173,13 +176,6 @@ def _lengths(run: RunConfig) -> Iterator[Finding]:
 
 def _evaluation(run: RunConfig) -> Iterator[Finding]:
     data, training = run.data, run.training
-    if data.eval_with_do_generation and training.pipeline_parallel_degree > 1:
-        yield (
-            ("eval_with_do_generation",),
-            "eval_with_do_generation cannot be combined with "
-            f"pipeline_parallel_degree {training.pipeline_parallel_degree}: a pipeline does not generate. Set "
-            "eval_with_do_generation: false, or the degree to 1.",
-        )
     if data.eval_with_do_generation and data.eval_packing:
         yield (
             ("eval_with_do_generation", "eval_packing"),
@@ -343,3 +339,6 @@ def _processes(run: RunConfig) -> Iterator[Finding]:
             f"sharding: found {training.sharding!r}; allowed: stage1, stage2 or stage3, each with or without offload "
             "behind it, or nothing.",
         )
+    for key in SWITCHES:
+        for text in switch_problems(key, getattr(training, key)):
+            yield (key,), text

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from paddlesft.config.fields import LARGEST_SEED, field
+from paddlesft.config.parallel_switches import SWITCHES, effective
 from paddlesft.config.training_hardware import HardwareConfig
 from paddlesft.config.training_parallel import ParallelConfig
 from paddlesft.config.training_rare import RareConfig
@@ -123,8 +124,10 @@ class TrainingConfig(RareConfig, ParallelConfig, HardwareConfig, ScheduleConfig)
     def paddlenlp_arguments(self) -> dict[str, Any]:
         """Return the keys that paddlenlp's ``SFTConfig`` takes, with our values.
 
-        Values that only this package has (``allow_resume_differences``, ``device: auto``) are left out, so that
-        paddlenlp applies its own.
+        Values that only this package has (``allow_resume_differences``, ``device: auto``) and keys without effect are
+        left out, so that paddlenlp applies its own.
         """
-        own = {"allow_resume_differences"} | ({"device"} if self.device == "auto" else set())
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
+        own = {"allow_resume_differences", "hang_timeout"} | ({"device"} if self.device == "auto" else set())
+        own |= {f.name for f in dataclasses.fields(self) if f.metadata["no_effect"]}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
+        return values | {key: effective(key, values[key]) for key in SWITCHES}

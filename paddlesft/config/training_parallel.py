@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paddlesft.config.fields import field
+from paddlesft.config.parallel_switches import described
 
-_TP = "tensor parallelism"
-_PP = "pipeline parallelism"
+_WHOLE = "checkpoints hold whole weights, whatever the layout; paddlesft split-shards divides them"
 _SEQUENCE = "sep and context parallelism"
 _EXPERT = "expert parallelism"
 _AUTO = "auto-parallel training"
@@ -51,40 +51,56 @@ class ParallelConfig:
     )
     enable_auto_parallel: bool = field(False, "Let paddle divide the model.", unbuilt=_AUTO)
 
-    tensor_parallel_output: bool = field(False, "Leave the logits divided.", no_effect=_BELONGS.format(_TP))
-    tensor_parallel_config: str = field("", "Switches of tensor parallelism.", no_effect=_BELONGS.format(_TP))
-    pipeline_parallel_config: str = field("", "Switches of pipeline parallelism.", no_effect=_BELONGS.format(_PP))
-    pp_recompute_interval: int = field(1, "Layers between recomputes in a stage.", no_effect=_BELONGS.format(_PP))
-    force_reshard_pp: bool = field(False, "Divide the stages anew when loading.", no_effect=_BELONGS.format(_PP))
-    sharding_parallel_config: str = field("", "Switches of sharding.", no_effect=_BELONGS.format("sharding"))
+    hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] | None = field(
+        None,
+        "Which ranks are neighbours, from the outside in: data, pipeline, sharding, tensor (pp_first; the default), or "
+        "data, sharding, pipeline, tensor (sharding_first).",
+    )
+    tensor_parallel_config: str = field("", f"Switches: {described('tensor_parallel_config')}.")
+    pipeline_parallel_config: str = field("", f"Switches: {described('pipeline_parallel_config')}.")
+    sharding_parallel_config: str = field("", f"Switches: {described('sharding_parallel_config')}.")
+    tensor_parallel_output: bool = field(
+        False,
+        "Leave the logits divided.",
+        no_effect="logits of a divided vocabulary stay divided in training, which gives the same loss with less memory",
+    )
+    pp_recompute_interval: int = field(
+        1, "Layers between recomputes in a stage.", no_effect="no_recompute_layers says which layers are left out"
+    )
+    force_reshard_pp: bool = field(False, "Divide the stages anew when loading.", no_effect=_WHOLE)
     sharding_parallel_mesh_dimension: str = field("dp", "Mesh axis of sharding.", no_effect=_BELONGS.format(_AUTO))
     sharding_comm_buffer_size_MB: int = field(
-        -1, "Size of the fused gradient in sharding.", no_effect=_BELONGS.format("sharding")
+        -1,
+        "Size of the fused gradient in sharding.",
+        no_effect="gradients are not fused: checkpoints keep the optimizer's state for each weight by its name",
     )
-    save_sharded_model: bool = field(False, "Each process saves its part.", no_effect=_BELONGS.format("sharding"))
-    load_sharded_model: bool = field(False, "Each process loads its part.", no_effect=_BELONGS.format("sharding"))
+    save_sharded_model: bool = field(False, "Each process saves its part.", no_effect=_WHOLE)
+    load_sharded_model: bool = field(False, "Each process loads its part.", no_effect=_WHOLE)
     save_sharding_stage1_model_include_freeze_params: bool = field(
-        False, "Save frozen weights in those parts.", no_effect=_BELONGS.format("sharding")
+        False, "Save frozen weights in those parts.", no_effect=_WHOLE
     )
     data_parallel_config: str = field("", "Switches of data parallelism.", no_effect=_BELONGS.format(_AUTO))
-    sequence_parallel_config: str = field("", "Switches of sequence parallelism.", no_effect=_BELONGS.format(_SEQUENCE))
+    sequence_parallel_config: str = field("", "Switches of sequence parallelism.", no_effect=_BELONGS.format(_AUTO))
     fuse_sequence_parallel_allreduce: bool = field(
         False, "Join the sums of sequence parallelism.", no_effect=_BELONGS.format(_SEQUENCE)
     )
     split_inputs_sequence_dim: bool = field(True, "Cut the inputs for sep.", no_effect=_BELONGS.format(_SEQUENCE))
-    hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] | None = field(
-        None, "Order of the process groups.", no_effect=_BELONGS.format("hybrid parallelism")
-    )
     expert_max_capacity: int = field(2**32, "Most tokens of an expert.", no_effect=_BELONGS.format(_EXPERT))
     expert_min_capacity: int = field(1, "Fewest tokens of an expert.", no_effect=_BELONGS.format(_EXPERT))
     auto_parallel_resume_form_hybrid_parallel: bool = field(
         False, "Resume an auto-parallel run from a hybrid one.", no_effect=_BELONGS.format(_AUTO)
     )
 
+    hang_timeout: float = field(
+        1800.0,
+        "Seconds without a finished step, evaluation batch or checkpoint after which a run of several processes is "
+        "ended and the processes that lag behind are named. 0: never.",
+        minimum=0,
+    )
     local_rank: int = field(-1, "Set by the launcher; leave it alone.", minimum=-1)
     ddp_find_unused_parameters: bool | None = field(None, "Search for weights without gradient in data parallelism.")
     distributed_dataloader: bool = field(
-        False, "Only the first process of a group reads data.", no_effect=_BELONGS.format(_TP)
+        False, "Only the first process of a group reads data.", no_effect="every process reads the rows it computes"
     )
     log_on_each_node: bool = field(True, "Log once per machine instead of once.")
     save_on_each_node: bool = field(False, "Save on every machine instead of the first.")

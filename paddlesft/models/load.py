@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
+from paddlesft.models.divided import empty_model, fill_parts, refuse_other_sizes
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.provenance import fingerprint, write_provenance
@@ -70,11 +72,26 @@ def usable_dtype(wanted: str) -> str:
     return "float32" if paddle.get_device().startswith("cpu") else wanted
 
 
+def chosen_dtype(directory: Path, wanted: str) -> str:
+    """Return the type that a model's weights get, with a notice where it is not the wanted one.
+
+    Raises:
+        ModelDirectoryError: the wanted type is unknown.
+    """
+    if wanted not in DTYPES:
+        raise ModelDirectoryError(f"dtype {wanted!r} is not one of {', '.join(DTYPES)}.")
+    used = usable_dtype(wanted)
+    if used != wanted:
+        logger.warning("%s: %s has no CPU kernels; the model is loaded as %s.", directory, wanted, used)
+    return used
+
+
 def load_model(
     directory: str | Path,
     dtype: str | None = None,
     for_training: bool = False,
     tensor_parallel: tuple[int, int] = (1, 0),
+    sequence_parallel: bool = False,
 ) -> Any:
     """Load the causal language model of a model directory.
 
@@ -85,6 +102,7 @@ def load_model(
             asked, with a notice.
         for_training: leave the model in training mode instead of evaluation mode.
         tensor_parallel: how many ranks share each layer, and which of them this is; Fleet has been started if several.
+        sequence_parallel: those ranks also share what lies between the layers' matrices, by tokens.
 
     Returns:
         A PaddleNLP model; its ``config.dtype`` is the type that it has in memory.
@@ -94,25 +112,29 @@ def load_model(
     """
     directory = paddle_directory(directory)
     config = load_config(directory)
-    config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
-    wanted = dtype or config.dtype or "float32"
-    if wanted not in DTYPES:
-        raise ModelDirectoryError(f"dtype {wanted!r} is not one of {', '.join(DTYPES)}.")
-    used = usable_dtype(wanted)
-    if used != wanted:
-        logger.warning("%s: %s has no CPU kernels; the model is loaded as %s.", directory, wanted, used)
+    used = chosen_dtype(directory, dtype or config.dtype or "float32")
     import paddlenlp.transformers as zoo
 
     family = family_of(config)
-    with quiet_paddlenlp(logging.ERROR), no_init_weights(_enable=True), _refusing_other_sizes(directory):
-        model = getattr(zoo, family.causal_lm).from_pretrained(
-            str(directory),
-            config=config,
-            dtype=used,
-            convert_from_torch=False,  # the environment variable from_modelscope would switch it on
-        )
+    model_class = getattr(zoo, family.causal_lm)
+    with quiet_paddlenlp(logging.ERROR):
+        if tensor_parallel[0] > 1:
+            whole = config.to_dict()
+            config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
+            config.sequence_parallel = sequence_parallel
+            model = empty_model(model_class, config, directory, used)
+            stored = fill_parts(without_second_names(model), directory, whole, family, *tensor_parallel)
+        else:
+            with no_init_weights(_enable=True), _refusing_other_sizes(directory):
+                model = model_class.from_pretrained(
+                    str(directory),
+                    config=config,
+                    dtype=used,
+                    convert_from_torch=False,  # the environment variable from_modelscope would switch it on
+                )
+            stored = read_weights(directory)[0]  # none in a directory with .pdparams: paddlenlp has compared the names
     family.fix_model(model, lambda name: name in stored_weights(directory))  # first: it may tie a head not stored
-    _check_complete(model, directory)
+    refuse_missing(directory, without_second_names(model), stored)
     model.train() if for_training else model.eval()
     return model
 
@@ -124,22 +146,22 @@ def _refusing_other_sizes(directory: Path) -> Any:
         yield
     except RuntimeError as error:
         found = OTHER_SIZE.findall(str(error))
-        if not found:
-            raise
-        shown = ", ".join(f"{name} is {has} instead of {wanted}" for name, has, wanted in found[:3])
-        raise ModelDirectoryError(
-            f"{directory}: {len(found)} weights have other sizes than its config.json says: {shown}"
-            f"{', ...' if len(found) > 3 else ''}. They do not belong together: get the model again."
-        ) from error
+        refuse_other_sizes(directory, found)
+        raise
 
 
-def _check_complete(model: Any, directory: Path) -> None:
-    """Refuse weights that do not fill the model: paddlenlp only warns, and trains on random numbers."""
-    stored, _ = read_weights(directory)
-    if not stored:
-        return  # .pdparams: paddlenlp has compared the names
-    wanted = without_second_names(model)
-    missing = sorted(set(wanted) - set(stored))
+def refuse_missing(directory: Path, wanted: Collection[str], stored: Collection[str]) -> None:
+    """Refuse weights that do not fill a model: paddlenlp only warns, and trains on random numbers.
+
+    Args:
+        directory: the model's.
+        wanted: names of the weights that its config asks for.
+        stored: names of the weights that it holds; nothing happens where they are unknown.
+
+    Raises:
+        ModelDirectoryError: some are missing.
+    """
+    missing = sorted(set(wanted) - set(stored)) if stored else []
     if missing:
         raise ModelDirectoryError(
             f"{directory} lacks {len(missing)} of {len(wanted)} weights that its config.json asks for: "
@@ -215,12 +237,14 @@ def save_model_directory(
 @contextlib.contextmanager
 def _as_undivided(config: Any) -> Any:
     """Let PaddleNLP name files and write config.json as for one process."""
-    divided = config.tensor_parallel_degree, config.tensor_parallel_rank
-    config.tensor_parallel_degree, config.tensor_parallel_rank = 1, 0
+    divided = {key: getattr(config, key) for key in ONE_PROCESS if hasattr(config, key)}
+    for key in divided:
+        setattr(config, key, ONE_PROCESS[key])
     try:
         yield
     finally:
-        config.tensor_parallel_degree, config.tensor_parallel_rank = divided
+        for key, value in divided.items():
+            setattr(config, key, value)
 
 
 def without_second_names(model: Any) -> dict[str, Any]:

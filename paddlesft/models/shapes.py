@@ -11,6 +11,7 @@ import numpy as np
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.families import family_of
+from paddlesft.models.family import Family
 from paddlesft.models.weights import NewTensor
 
 
@@ -57,6 +58,12 @@ def skeleton_of(config: Mapping[str, Any]) -> Skeleton:
         second_names={name: first[id(weight)] for name, weight in state.items() if first[id(weight)] != name},
         buffers={name: value.numpy() for name, value in state.items() if id(value) not in trained},
     )
+
+
+def full_name(name: str, family: Family, skeleton: Skeleton) -> str:
+    """Return a weight's name in the whole model; some pipeline classes leave the first part out."""
+    longer = f"{family.base_prefix}.{name}"
+    return longer if name not in skeleton.shapes and longer in skeleton.shapes else name
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

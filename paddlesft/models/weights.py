@@ -48,6 +48,12 @@ class StoredTensor:
             file.seek(self.begin)
             return np.frombuffer(file.read(self.end - self.begin), dtype=NUMPY[self.dtype]).reshape(self.shape)
 
+    def mapped(self) -> np.ndarray:
+        """Give the tensor as it lies in its file: only what is then looked at is read."""
+        if self.begin == self.end:
+            return self.load()
+        return np.memmap(self.path, dtype=NUMPY[self.dtype], mode="r", offset=self.begin, shape=self.shape)
+
 
 @dataclass(frozen=True)
 class NewTensor:

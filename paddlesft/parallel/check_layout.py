@@ -17,9 +17,6 @@ from paddlesft.parallel.nearest import nearest_layouts
 if TYPE_CHECKING:
     from paddlesft.config.resolve import RunConfig
 
-OTHER_AXES = (
-    "sep_parallel_degree", "context_parallel_degree", "expert_parallel_degree", "expert_tensor_parallel_degree",
-)  # fmt: skip
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -61,8 +58,6 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
     training, model, data = run.training, run.model, run.data
     sharding = run.training.sharding_parallel_degree
     stage = int(training.sharding[5]) if training.sharding[:6] in ("stage1", "stage2", "stage3") else 0
-    prefix = model.prefix_tuning
-    projected = prefix and model.prefix_projection
     request = LayoutRequest(
         world_size=world_size,
         tensor=max(training.tensor_parallel_degree, 1),
@@ -84,14 +79,12 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
             )
             if on
         ),
-        prefix_tokens=model.num_prefix_tokens if prefix else 0,
-        prefix_width=(model.prefix_projection_hidden_size or plan.hidden) if projected else 0,
+        prefix_tokens=model.num_prefix_tokens if model.prefix_tuning else 0,
         optim=training.optim,
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
         kept_layers=bool(
             training.recompute and training.recompute_granularity == "full" and training.no_recompute_layers
         ),
-        other_axes=tuple((key, getattr(training, key)) for key in OTHER_AXES if getattr(training, key) > 1),
     )
     return replace(request, accumulation=accumulation_for(request))
 
@@ -164,6 +157,8 @@ def derive_layout(run: RunConfig, layout: Layout) -> list[tuple[str, str, str]]:
             "sharding_parallel_degree", layout.sharding,
             f"{layout.world_size} processes" + (f" / {rest} that hold one model" if rest > 1 else ""),
         )  # fmt: skip
+    if training.sharding and not layout.stage:
+        run.derive("sharding", "", "no process is left to share with")
     fixed = [text for on, text in (
         (layout.pipeline > 1, "pipeline stages exchange tensors of one shape"),
         (layout.sequence_parallel, "sequence parallelism cuts rows of one length"),

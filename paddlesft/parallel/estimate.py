@@ -81,7 +81,7 @@ def stage_tensors(layout: Layout, plan: TensorPlan, stage: int) -> Iterator[Plan
 def stage_numbers(layout: Layout, plan: TensorPlan, work: Workload, stage: int) -> tuple[int, int]:
     """Return how many numbers a card of a stage holds, and how many of them it trains, before sharding."""
     t = layout.tensor
-    prefix = work.prefix_numbers(plan, t)
+    prefix = work.prefix_numbers(plan)
     if work.method == "lora":  # its targets are chosen by names, which may name single layers
         tensors = list(stage_tensors(layout, plan, stage))
         held = sum(tensor.local_size(t) for tensor in tensors)

@@ -34,10 +34,9 @@ class LayoutRequest:
         global_batch: rows of a step that somebody asks for; None: whatever comes out.
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
-        prefix_tokens, prefix_width: of Prefix-Tuning; 0 without it, and without its MLP.
+        prefix_tokens: of Prefix-Tuning; 0 without it.
         optim, amp_master_grad: as the config's keys.
         kept_layers: layers are to be left out of full recompute.
-        other_axes: keys of axes that a layout does not have, with their degrees.
     """
 
     world_size: int
@@ -54,11 +53,9 @@ class LayoutRequest:
     max_length: int = 2048
     generates: tuple[str, ...] = ()
     prefix_tokens: int = 0
-    prefix_width: int = 0
     optim: str = "adamw"
     amp_master_grad: bool = False
     kept_layers: bool = False
-    other_axes: tuple[tuple[str, int], ...] = ()
 
     @property
     def model_ranks(self) -> int:
@@ -98,12 +95,10 @@ def divisors(number: int, most: int | None = None) -> list[int]:
 def find_layout_problems(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:
     """Yield everything that stands against a layout, each with the keys it is about."""
     yield from _world(request)
-    yield from _other_axes(request)
     yield from _tensor(request, plan, family)
     yield from _sequence(request, family)
     yield from _pipeline(request, plan, family)
     yield from _sharding(request)
-    yield from _methods(request)
     yield from _batch(request)
 
 
@@ -120,16 +115,20 @@ def _world(request: LayoutRequest) -> Iterator[Finding]:
     whole = request.model_ranks * (request.sharding or 1)
     text = " x ".join(f"{key} {degree}" for key, degree in asked)
     total = f" = {whole}" if len(asked) > 1 else ""
+    if world == 1:
+        yield (
+            tuple(key for key, _ in asked),
+            f"found {text}{total}, but this run is one process; allowed: degrees of 1, or {whole} processes or a "
+            f"multiple: paddlesft train --nproc {whole} CONFIG, or python -m paddle.distributed.launch "
+            f"--nproc_per_node {whole} llm/finetune.py CONFIG. paddlesft layout shows such a run without starting it, "
+            "paddlesft rehearse tries it small on the CPU.",
+        )
+        return
     yield (
         tuple(key for key, _ in asked),
         f"found {text}{total}, which does not divide the {world} process{'es' if world > 1 else ''} of this run; "
         f"allowed: products that divide {world} ({_or(divisors(world))}). What is left over is data parallel.",
     )
-
-
-def _other_axes(request: LayoutRequest) -> Iterator[Finding]:
-    for key, degree in request.other_axes:
-        yield (key,), f"{key}: found {degree}; a layout has no such axis here; allowed: 1."
 
 
 def _tensor(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:
@@ -288,20 +287,6 @@ def _sharding(request: LayoutRequest) -> Iterator[Finding]:
             f"keeps master gradients in stage2 and stage3 only without data parallelism; allowed: false, or {SD} "
             f"{request.world_size // request.model_ranks}.",
         )
-
-
-def _methods(request: LayoutRequest) -> Iterator[Finding]:
-    t = request.tensor
-    for key, size in (
-        ("num_prefix_tokens", request.prefix_tokens),
-        ("prefix_projection_hidden_size", request.prefix_width),
-    ):
-        if t > 1 and size % t:
-            yield (
-                (key, TP),
-                f"{key}: found {size}, which {TP} {t} does not divide; the prefix is divided among these processes; "
-                f"allowed: a multiple of {t}, for example {-(-size // t) * t}.",
-            )
 
 
 def _batch(request: LayoutRequest) -> Iterator[Finding]:

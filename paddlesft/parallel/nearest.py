@@ -46,7 +46,6 @@ def changes(asked: LayoutRequest, other: LayoutRequest) -> list[str]:
         ),
         ("sequence_parallel", str(asked.sequence_parallel).lower(), str(other.sequence_parallel).lower()),
         ("gradient_accumulation_steps", asked.accumulation, other.accumulation),
-        *((key, degree, 1) for key, degree in asked.other_axes if not other.other_axes),
     ]
     if asked.sharding is not None:
         named.insert(3, ("sharding_parallel_degree", asked.sharding, other.sharding_degree))
@@ -57,7 +56,6 @@ def changes(asked: LayoutRequest, other: LayoutRequest) -> list[str]:
 
 def _candidates(request: LayoutRequest) -> Iterator[LayoutRequest]:
     world = request.world_size
-    fixed = replace(request, other_axes=())
     for tensor in divisors(world):
         for pipeline in divisors(world // tensor):
             for sharding in divisors(world // (tensor * pipeline)):
@@ -66,7 +64,7 @@ def _candidates(request: LayoutRequest) -> Iterator[LayoutRequest]:
                     for virtual in {request.virtual, 1} if pipeline > 1 else {1}:
                         for sequence in {request.sequence_parallel, False} if tensor > 1 else {False}:
                             one = replace(
-                                fixed, tensor=tensor, pipeline=pipeline, sharding=sharding, stage=stage,
+                                request, tensor=tensor, pipeline=pipeline, sharding=sharding, stage=stage,
                                 virtual=virtual, sequence_parallel=sequence,
                             )  # fmt: skip
                             if one.global_batch is not None:

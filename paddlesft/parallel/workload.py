@@ -32,7 +32,7 @@ class Workload:
         prefix_tokens, prefix_width: of Prefix-Tuning; the width of its MLP, 0 without one.
         recompute: none, full (the layer), full_attn (its attention block) or core_attn (the attention product).
         flash_attention: the scores are never stored.
-        divided_logits: the logits stay divided by vocabulary (``tensor_parallel_output``).
+        divided_logits: the logits of a divided vocabulary stay divided, as the trainer leaves them.
         regather: inputs that sequence parallelism gathers are gathered again in the backward pass instead of kept
             (``recompute_allgather`` of Paddle's ``mp_configs``, which no key of PaddleNLP sets).
     """
@@ -69,14 +69,14 @@ class Workload:
             return 0  # see prefix_numbers: they stand outside the model's own weights
         return sum(self._lora_size(tensor, t) for tensor in tensors if self._is_target(tensor))
 
-    def prefix_numbers(self, plan: TensorPlan, t: int) -> int:
-        """Return the numbers of a prefix (arXiv:2101.00190) on one tensor-parallel process."""
+    def prefix_numbers(self, plan: TensorPlan) -> int:
+        """Return the numbers of a prefix (arXiv:2101.00190), which every process holds whole."""
         width = plan.kv_heads * plan.head_dim
         flat = plan.layers * 2 * width  # keys and values of every layer
         if not self.prefix_width:
-            return self.prefix_tokens * flat // t
-        w = self.prefix_width  # embedding and first matrix divided by t, bias of the second whole
-        return (self.prefix_tokens * width + width * w + w + w * flat) // t + flat
+            return self.prefix_tokens * flat
+        w = self.prefix_width
+        return self.prefix_tokens * width + width * w + w + w * flat + flat
 
     def _is_target(self, tensor: PlannedTensor) -> bool:
         module = tensor.name.removesuffix(".weight")
@@ -118,5 +118,5 @@ def workload_of(run: RunConfig, family: Family, plan: TensorPlan) -> Workload:
         prefix_width=(model.prefix_projection_hidden_size or plan.hidden) if projected else 0,
         recompute=training.recompute_granularity if training.recompute else "none",
         flash_attention=model.use_flash_attention,
-        divided_logits=training.tensor_parallel_output,
+        divided_logits=True,
     )

@@ -24,4 +24,7 @@ def recompute_in_one_pass(model: Any) -> None:
     def in_one_pass(function: Any, *inputs: Any, use_reentrant: bool = False, **named_inputs: Any) -> Any:
         return recompute(function, *inputs, use_reentrant=False, **named_inputs)
 
-    sys.modules[type(model).__module__].recompute = in_one_pass
+    package = type(model).__module__.rpartition(".")[0]
+    for module in {type(layer).__module__ for layer in model.sublayers(include_self=True)}:  # layers of a stage too
+        if module.startswith(package) and hasattr(sys.modules[module], "recompute"):
+            sys.modules[module].recompute = in_one_pass

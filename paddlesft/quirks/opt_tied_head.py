@@ -23,8 +23,25 @@ def tie_head(model: Any, is_stored: Callable[[str], bool]) -> None:
     embedding, head = model.opt.embeddings.word_embeddings.weight, model.lm_head.decoder_weight
     if not model.config.tie_word_embeddings:
         return
-    differs = head.shape == embedding.shape and not bool((head == embedding).all())
-    if differs and is_stored(HEAD):  # trained apart by PaddleNLP, whose config then still says that they are tied
+    if is_stored(HEAD) and _differs(head, embedding):
+        # trained apart by PaddleNLP, whose config then still says that they are tied
         model.config.tie_word_embeddings = False
     else:
         model.lm_head.decoder_weight = embedding
+
+
+def _differs(head: Any, embedding: Any) -> bool:
+    """Tell whether a whole head is another matrix than the embedding, of which each rank may hold some rows only."""
+    if head.shape[-1] != embedding.shape[-1]:
+        return False  # no head of this model: it has the width of the layers
+    if head.shape[0] == embedding.shape[0]:
+        return not bool((head == embedding).all())
+    import paddle
+    from paddle.distributed import ReduceOp, all_reduce, fleet
+
+    groups = fleet.get_hybrid_communicate_group()
+    rows = embedding.shape[0]
+    first = rows * groups.get_model_parallel_rank()
+    found = paddle.logical_not((head[first : first + rows] == embedding).all()).astype("int32")
+    all_reduce(found, op=ReduceOp.MAX, group=groups.get_model_parallel_group())  # one answer for all ranks
+    return bool(found)

@@ -14,6 +14,9 @@ from typing import Any
 
 def keep_trained_length(model: Any) -> None:
     """Turn dynamic NTK and the scaling by log n off in every layer; the config keeps what it says."""
-    for block in model.qwen.h:
-        block.attn.use_dynamic_ntk = False
-        block.attn.use_logn_attn = False
+    from paddlenlp.transformers.qwen.modeling import QWenAttention
+
+    for layer in model.sublayers():  # of a whole model or of a pipeline's stage
+        if isinstance(layer, QWenAttention):
+            layer.use_dynamic_ntk = False
+            layer.use_logn_attn = False

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from paddlesft.training.loss import trained_token_losses
+from paddlesft.training.micro_batches import untrained_row
 from paddlesft.training.ranks import sum_over_ranks
 
 if TYPE_CHECKING:
@@ -56,13 +57,15 @@ def evaluation_batches(
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Give the batches of an evaluation, longest rows first: little padding, and memory runs out at once or never.
 
+    All ranks get equally many: one that has run out of rows gets a row with nothing to score.
+
     Yields:
         The number of rows and the collated batch.
     """
     order = sorted(range(len(dataset)), key=lambda i: (-dataset.length(i), i))[rank::ranks]
-    for begin in range(0, len(order), batch_size):
+    for begin in range(0, number_of_batches(len(dataset), batch_size, ranks, -1) * batch_size, batch_size):
         rows = [dataset[i] for i in order[begin : begin + batch_size]]
-        yield len(rows), collator(rows)
+        yield len(rows), collator(rows or [untrained_row(dataset[0])])
 
 
 def number_of_batches(rows: int, batch_size: int, ranks: int, limit: int) -> int:

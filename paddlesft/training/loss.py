@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle.distributed.fleet.meta_parallel import ParallelCrossEntropy
 
-from paddlesft.models.decoders import decoder_of
+from paddlesft.models.decoders import CausalDecoder, decoder_of
 from paddlesft.quirks.finite_loss_of_nan import with_nan_kept
 
 IGNORED = -100
@@ -83,22 +83,37 @@ def supervised_loss(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> Supervi
     Returns:
         The sum, through which gradients flow, and the token count.
     """
-    if not (np.asarray(batch["labels"]) != IGNORED).any():
-        return SupervisedLoss(hidden_states(model, batch).sum().astype("float32") * 0.0, 0)
+    labels = np.asarray(batch["labels"])
+    if not (labels != IGNORED).any():  # all layers run, as on other ranks, which may wait for this one in each of them
+        labels = labels.copy()
+        labels.flat[0] = 0
+        return SupervisedLoss(supervised_loss(model, {**batch, "labels": labels}).loss_sum * 0.0, 0)
     rows, targets = trained_rows(model, batch)
-    decoder = decoder_of(model)
+    return SupervisedLoss(summed_loss(decoder_of(model), rows, targets), targets.shape[0])
+
+
+def summed_loss(decoder: CausalDecoder, rows: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+    """Sum the cross entropy of tokens.
+
+    Args:
+        decoder: whose head is used.
+        rows: hidden states [n, hidden] of the tokens.
+        targets: int64 [n], what follows each.
+
+    Returns:
+        Scalar float32, through which gradients flow.
+    """
     if hasattr(decoder.head, "token_losses"):  # a fast head, see models/fast: no logits are kept at all
-        return SupervisedLoss(decoder.head.token_losses(rows, targets).sum(), targets.shape[0])
+        return decoder.head.token_losses(rows, targets).sum()
     if decoder.vocabulary_is_split:
         logits = decoder.own_logits(rows.unsqueeze(0)).squeeze(0)
         with paddle.amp.auto_cast(False):
             losses = ParallelCrossEntropy()(logits.astype("float32"), targets)
-        return SupervisedLoss(losses.sum(), targets.shape[0])
+        return losses.sum()
     logits = decoder.logits(rows.unsqueeze(0)).squeeze(0)
     with paddle.amp.auto_cast(False):
         logits = logits.astype("float32")
-        loss = with_nan_kept(F.cross_entropy(logits, targets, reduction="sum"), logits)
-    return SupervisedLoss(loss, targets.shape[0])
+        return with_nan_kept(F.cross_entropy(logits, targets, reduction="sum"), logits)
 
 
 def trained_token_losses(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tuple[np.ndarray, int]:
@@ -109,14 +124,17 @@ def trained_token_losses(model: paddle.nn.Layer, batch: Mapping[str, Any]) -> tu
     """
     if not (np.asarray(batch["labels"]) != IGNORED).any():
         return np.zeros([0], dtype=np.float32), 0
-    losses, correct = [], 0
     with paddle.no_grad():
-        rows, targets = trained_rows(model, batch)
-        decoder = decoder_of(model)
-        for begin in range(0, targets.shape[0], ROWS_AT_A_TIME):
-            part = slice(begin, begin + ROWS_AT_A_TIME)
-            logits = decoder.logits(rows[part].unsqueeze(0)).squeeze(0)
-            found = F.cross_entropy(logits.astype("float32"), targets[part], reduction="none")
-            losses.append(found.reshape([-1]).numpy())
-            correct += int((logits.argmax(axis=-1) == targets[part]).sum())
+        return token_scores(decoder_of(model), *trained_rows(model, batch))
+
+
+def token_scores(decoder: CausalDecoder, rows: paddle.Tensor, targets: paddle.Tensor) -> tuple[np.ndarray, int]:
+    """Score tokens as ``trained_token_losses`` does; arguments as for ``summed_loss``."""
+    losses, correct = [np.zeros([0], dtype=np.float32)], 0
+    for begin in range(0, targets.shape[0], ROWS_AT_A_TIME):
+        part = slice(begin, begin + ROWS_AT_A_TIME)
+        logits = decoder.logits(rows[part].unsqueeze(0)).squeeze(0)
+        found = F.cross_entropy(logits.astype("float32"), targets[part], reduction="none")
+        losses.append(found.reshape([-1]).numpy())
+        correct += int((logits.argmax(axis=-1) == targets[part]).sum())
     return np.concatenate(losses), correct

@@ -31,15 +31,21 @@ def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
         model: a causal language model; its config and layers are changed.
         run_config: the resolved config.
     """
-    values = run_config.flat()
-    chosen: dict[str, Any] = {key: values[key] for key in SWITCHES if values.get(key) is not None}
-    if paddle.get_device().startswith("cpu"):
-        absent = [key for key in GPU_KERNELS if chosen.pop(key, False)]
-        if absent:
-            log.warning("%s: these kernels exist on GPUs only; the plain ones are used.", ", ".join(absent))
+    chosen = chosen_switches(run_config)
     for key, value in chosen.items():
         setattr(model.config, key, value)
     for layer in model.sublayers(include_self=True):
         for key, value in chosen.items():
             if key in layer.__dict__:
                 setattr(layer, key, value)
+
+
+def chosen_switches(run_config: RunConfig) -> dict[str, Any]:
+    """Return the switches of a config that work on the current device."""
+    values = run_config.flat()
+    chosen: dict[str, Any] = {key: values[key] for key in SWITCHES if values.get(key) is not None}
+    if paddle.get_device().startswith("cpu"):
+        absent = [key for key in GPU_KERNELS if chosen.pop(key, False)]
+        if absent:
+            log.warning("%s: these kernels exist on GPUs only; the plain ones are used.", ", ".join(absent))
+    return chosen

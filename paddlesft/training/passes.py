@@ -8,13 +8,14 @@ each other by themselves; layouts that need more have a subclass in a file of it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import paddle
 
 from paddlesft.training.loss import supervised_loss, trained_token_losses
+from paddlesft.training.ranks import sum_sequence_gradients
 
 
 class Passes:
@@ -49,12 +50,25 @@ class Passes:
         total = 0.0
         for batch in batches:
             with self.precision():
-                loss = supervised_loss(self.model, batch).loss_sum * factor
-            self.scale(loss).backward()
+                loss = self.loss_sum(batch) * factor
+            self.backward(loss)
             total += float(loss) / factor
+        sum_sequence_gradients(self.model.parameters())
         return total
+
+    def loss_sum(self, batch: Mapping[str, Any]) -> paddle.Tensor:
+        """Compute the summed loss of a batch's trained tokens (nats), through which gradients flow."""
+        return supervised_loss(self.model, batch).loss_sum
+
+    def backward(self, loss: paddle.Tensor) -> None:
+        """Run the backward pass of a micro-batch."""
+        self.scale(loss).backward()
 
     def score(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, int]:
         """Score the trained tokens of one batch without gradients; see ``loss.trained_token_losses``."""
         with self.precision():
             return trained_token_losses(self.model, batch)
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        """While this is open, layers may be called as often as each rank likes, as generation does."""
+        return nullcontext()

@@ -43,6 +43,14 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return total.numpy().tolist()
 
 
+def largest_over_ranks(value: int) -> int:
+    """Return the largest of a number over all ranks that read different rows."""
+    largest = paddle.to_tensor([value], dtype="int64")
+    for group in groups_of_readers():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    return int(largest)
+
+
 def wait_for_all() -> None:
     """Return when every rank has come here, so that all of them see what the first one wrote before."""
     if world_size() > 1:
@@ -67,6 +75,26 @@ def sum_gradients(parameters: Iterable[paddle.Tensor]) -> None:
             bucket, filled = [], 0
     if bucket:
         _sum_bucket(bucket)
+
+
+@paddle.no_grad()
+def sum_sequence_gradients(parameters: Iterable[paddle.Tensor]) -> None:
+    """Add up, in place, the gradients of weights that saw only this rank's part of each row (sequence parallelism).
+
+    Norms and biases between the divided matrices are whole on every rank, but work on its tokens alone. To be called
+    once, after all micro-batches of a step: PaddleNLP's hooks, which do it in every backward pass, would count earlier
+    micro-batches again, as a step of ours is one of theirs.
+    """
+    gradients = [
+        getattr(parameter, "main_grad", None) if parameter.grad is None else parameter.grad
+        for parameter in parameters
+        if getattr(parameter, "sequence_parallel", False) and not parameter.stop_gradient
+    ]
+    if gradients:
+        group = topology._HYBRID_PARALLEL_GROUP.get_model_parallel_group()
+        for gradient in gradients:
+            if gradient is not None:
+                dist.all_reduce(gradient, group=group)
 
 
 def _sum_bucket(gradients: list[paddle.Tensor]) -> None:

@@ -25,7 +25,7 @@ HARMLESS = frozenset(
     {
         "output_dir", "overwrite_output_dir", "output_signal_dir", "logging_dir", "logging_strategy",
         "logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "metrics_output_path",
-        "log_on_each_node", "wandb_api_key", "wandb_http_proxy", "benchmark",
+        "log_on_each_node", "hang_timeout", "wandb_api_key", "wandb_http_proxy", "benchmark",
         "skip_memory_metrics", "skip_profile_timer", "do_train", "do_eval", "do_predict", "do_export",
         "evaluation_strategy", "eval_steps", "max_evaluate_steps", "minimum_eval_times", "eval_accumulation_steps",
         "prediction_loss_only", "per_device_eval_batch_size", "eval_with_do_generation", "save_generation_output",

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from paddlesft.directories import write_json
 from paddlesft.errors import ConfigError
 from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
+from paddlesft.models.pipeline import load_stage
 from paddlesft.models.provenance import base_facts
 from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
@@ -22,13 +24,14 @@ from paddlesft.training.arguments import training_arguments
 from paddlesft.training.checkpoint_saving import checkpoint_step
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
-from paddlesft.training.model_switches import set_model_switches
+from paddlesft.training.model_switches import chosen_switches, set_model_switches
+from paddlesft.training.rank_watch import RankWatch, rank_watch
 from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.run_layout import run_layout
 from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
-from paddlesft.training.weights_io import save_weights, whole_weights
+from paddlesft.training.weights_io import save_weights
 from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
 
 if TYPE_CHECKING:
@@ -77,8 +80,13 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
     Raises:
         UserError: config, data, model or checkpoint cannot be used, or training diverged; the message says what to do.
     """
-    begin = time.perf_counter()
     observer = observer if observer is not None and is_first_rank() else Observer()
+    with rank_watch(run_config.training.hang_timeout) as watch:
+        return _run(run_config, watch.watched(observer), watch)
+
+
+def _run(run_config: RunConfig, observer: Observer, watch: RankWatch) -> TrainResult:
+    begin = time.perf_counter()
     training = run_config.training
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("Nothing to do: set do_train, do_eval or do_predict to true.")
@@ -97,11 +105,14 @@ def train(run_config: RunConfig, observer: Observer | None = None) -> TrainResul
             if training.do_train and checkpoint is None and (removed := remove_earlier_run(output_dir)):
                 observer.message(f"starting anew; removed from {output_dir}: {', '.join(removed)}")
             run_config.save(output_dir)
+        for callback in watch.callbacks():
+            trainer.add_callback(callback)
         if plan is not None:
             observer.plan(plan)
         if training.do_train:
             _train(trainer, run_config, inputs, observer, result, checkpoint)
-        _evaluate(trainer, run_config, inputs, result)
+        with watch.watching("evaluation"):
+            _evaluate(trainer, run_config, inputs, result)
     result.seconds = time.perf_counter() - begin
     observer.finished(result)
     return result
@@ -144,14 +155,18 @@ def _build(
     half = "float16" if training.fp16 else "bfloat16" if training.bf16 else None
     pure = half if training.fp16_opt_level == "O2" else None
     degree = max(arguments.tensor_parallel_degree, 1)
-    model = load_model(
+    load = load_model
+    if layout.pipeline > 1:
+        load = partial(load_stage, virtual=layout.virtual, switches=chosen_switches(run_config))
+    model = load(
         inputs.base,
         dtype=run_config.model.dtype or pure or "float32",
         for_training=True,
         tensor_parallel=(degree, arguments.tensor_parallel_rank if degree > 1 else 0),
+        sequence_parallel=arguments.sequence_parallel,
     )
     set_model_switches(model, run_config)
-    if degree == 1:  # the fast layers hold whole weights
+    if degree == layout.pipeline == 1:  # the fast layers hold whole weights and are called by the decoder
         accelerate(model)
     base = base_facts(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
@@ -176,7 +191,7 @@ def _build(
         train_set,
         eval_set,
         observer,
-        write_weights=lambda directory, whole=None: save_weights(model, inputs.text_side, directory, facts, whole),
+        write_weights=lambda directory: save_weights(model, inputs.text_side, directory, facts),
         length_grouping=run_config.data.length_grouping,
         extra_metrics=generation,
     )
@@ -262,10 +277,10 @@ def _train(
     result.metrics |= metrics
     if state.best_model_checkpoint:
         result.best_checkpoint = Path(state.best_model_checkpoint)
-    whole = whole_weights(trainer.model)
     if not is_first_rank():
+        trainer.write_weights(None)  # hands its part to the first rank
         return
-    save_final_model(result.output_dir, lambda directory: trainer.write_weights(directory, whole))
+    save_final_model(result.output_dir, trainer.write_weights)
     save_metrics(result.output_dir, "train", metrics)
     state.save_to_json(str(result.output_dir / TRAINER_STATE))
     name = run_config.model.model_name_or_path

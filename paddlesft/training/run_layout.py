@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.derived import number_of_processes
 from paddlesft.models.paddle_config import read_paddle_config
-from paddlesft.models.resolve import resolve_model
+from paddlesft.models.resolve import find_model
 from paddlesft.parallel.check_layout import check_layout, derive_layout
 from paddlesft.parallel.layout import Layout
 
@@ -32,11 +32,13 @@ def run_layout(run_config: RunConfig, observer: Observer) -> Layout:
         ModelDirectoryError: the model's config cannot be used.
     """
     training, world = run_config.training, number_of_processes()
-    if world == 1 and not training.sharding and all(getattr(training, key) <= 1 for key in DEGREES):
+    if world == 1 and all(getattr(training, key) <= 1 for key in DEGREES):
+        if training.sharding:
+            run_config.derive("sharding", "", "one process has nothing to share")
         return Layout(
             micro_batch=training.per_device_train_batch_size, accumulation=training.gradient_accumulation_steps
         )
-    model_config, family = read_paddle_config(resolve_model(run_config.model.model_name_or_path))
+    model_config, family = read_paddle_config(find_model(run_config.model.model_name_or_path))
     layout = check_layout(run_config, world, model_config, family)
     derive_layout(run_config, layout)
     for notice in layout.notices:

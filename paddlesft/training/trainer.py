@@ -21,49 +21,29 @@ from paddle.io import DataLoader
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from paddlesft.errors import UserError
-from paddlesft.quirks import released_memory
+from paddlesft.quirks import released_memory, sliced_weights_decay
 from paddlesft.training import evaluation
 from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_checkpoint
 from paddlesft.training.events import Observer
 from paddlesft.training.loss import IGNORED
+from paddlesft.training.micro_batches import MicroBatches, number_of_tokens
 from paddlesft.training.passes import Passes
+from paddlesft.training.pipeline_passes import PipelinePasses
 from paddlesft.training.progress import SpeedMeter, Stopwatch
 from paddlesft.training.ranks import sum_gradients, sum_over_ranks, wait_for_all
 from paddlesft.training.run_log import RunLog
 from paddlesft.training.sampling_order import StepSampler
+from paddlesft.training.sharded_passes import SHARDED, sharded_passes
+from paddlesft.training.skipped_step import SkippedStep
 from paddlesft.training.training_state import load_random_state, load_training_state, save_training_state
 from paddlesft.training.weights_io import load_weights
 
 TRAINER_STATE = "trainer_state.json"
 MOST_BAD_STEPS = 5  # steps in a row whose loss is not finite, after which a run has diverged
+WRAPPERS = (paddle.DataParallel, TensorParallel, ShardingParallel, *SHARDED)  # what PaddleNLP puts around a model
 ESTIMATE_AFTER = 3  # steps after which the time of the whole run is announced
 
 ExtraMetrics = Callable[[paddle.nn.Layer, Any, str], Mapping[str, float]]
-
-
-class MicroBatches:
-    """Collates the rows of one optimizer step into its micro-batches.
-
-    Args:
-        collator: rows -> arrays of one batch.
-        micro_batch_size: rows of a micro-batch.
-        stand_in: any row; it goes through the model without being trained where the last step of an epoch has no rows
-            left for this rank. (A made-up one would not do: some models read marks in the token ids.)
-    """
-
-    def __init__(
-        self,
-        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
-        micro_batch_size: int,
-        stand_in: Mapping[str, Any],
-    ) -> None:
-        self.collator = collator
-        self.size = micro_batch_size
-        self.stand_in = {**stand_in, "labels": [IGNORED] * len(stand_in["labels"])}
-
-    def __call__(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
-        rows = rows or [self.stand_in]
-        return [self.collator(rows[i : i + self.size]) for i in range(0, len(rows), self.size)]
 
 
 class SFTTrainer(Trainer):
@@ -99,6 +79,7 @@ class SFTTrainer(Trainer):
     ) -> None:
         self.micro_batches = args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
+        args.sequence_parallel = False  # no hooks of PaddleNLP: see ranks.sum_sequence_gradients
         self.keep_best = args.load_best_model_at_end
         args.load_best_model_at_end = False  # PaddleNLP would look for .pdparams
         self.observer = observer or Observer()
@@ -109,6 +90,8 @@ class SFTTrainer(Trainer):
         self.meter: SpeedMeter | None = None
         self.run_log: RunLog | None = None
         self._passes: Passes | None = None
+        self._wrapper: paddle.nn.Layer | None = None
+        self._skipped_step: SkippedStep | None = None
         self._bad_steps = 0
         self._held_memory = 0
         self._resume_from: Path | None = None
@@ -154,25 +137,34 @@ class SFTTrainer(Trainer):
 
     # ---- a step ----
 
+    def create_optimizer(self, lr_scheduler: Any = None) -> Any:
+        """Make PaddleNLP's optimizer, which decays the same weights in every layout."""
+        optimizer = super().create_optimizer(lr_scheduler)
+        sliced_weights_decay.apply(optimizer)
+        return optimizer
+
     def _wrap_model(self, model: paddle.nn.Layer, training: bool = True) -> paddle.nn.Layer:
         """Keep the bare model: gradients are summed once per step, weighted by tokens instead of by rank.
 
         The wrappers' constructors have made the ranks' weights equal. What else they do is to hand the inputs of one
         rank to those that share its layers, which have read the same rows themselves.
         """
-        wrapped = super()._wrap_model(model, training)
-        if isinstance(wrapped, paddle.DataParallel | TensorParallel | ShardingParallel):
-            self._wrapper = wrapped
-            while isinstance(wrapped, paddle.DataParallel | TensorParallel | ShardingParallel):
-                wrapped = wrapped._layers
+        self._wrapper = wrapped = super()._wrap_model(model, training)
+        self._passes = None
+        while isinstance(wrapped, WRAPPERS):
+            wrapped = wrapped._layer if isinstance(wrapped, SHARDED) else wrapped._layers
         return wrapped
 
     @property
     def passes(self) -> Passes:
         """What takes batches through the model."""
+        if self._passes is None and self.args.pipeline_parallel_degree > 1:
+            scaler = self.scaler if self.do_grad_scaling else None
+            self._passes = PipelinePasses(self.model, self.autocast_smart_context_manager, scaler, self._wrapper)
         if self._passes is None:
             scale = self.scaler.scale if self.do_grad_scaling else lambda loss: loss
-            self._passes = Passes(self.model, self.autocast_smart_context_manager, scale)
+            kind = sharded_passes(self._wrapper) or Passes
+            self._passes = kind(self.model, self.autocast_smart_context_manager, scale)
         return self._passes
 
     def training_step(self, model: paddle.nn.Layer, inputs: Sequence[Mapping[str, Any]]) -> paddle.Tensor:
@@ -219,7 +211,7 @@ class SFTTrainer(Trainer):
             "row before the run is stopped)"
         )
         if not self.do_grad_scaling:  # otherwise the loss scale sees the gradients and skips them itself
-            self.optimizer.clear_grad(set_to_zero=False)
+            self._skipped_step = SkippedStep(self.optimizer)
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Losses are checked in ``training_step``, which can skip a step instead of ending the run at once."""
@@ -270,7 +262,8 @@ class SFTTrainer(Trainer):
         )
         metrics = sums.metrics(metric_key_prefix, accuracy=not args.prediction_loss_only)
         if self.extra_metrics is not None:
-            metrics |= self.extra_metrics(self.model, dataset, metric_key_prefix)
+            with self.passes.whole_model():
+                metrics |= self.extra_metrics(self.model, dataset, metric_key_prefix)
         seconds = time.perf_counter() - begin
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
         metrics[f"{metric_key_prefix}_samples_per_second"] = round(sums.rows / max(seconds, 1e-9), 3)
@@ -374,6 +367,11 @@ class _Hooks(TrainerCallback):
         if args.should_save:
             trainer.run_log = RunLog(args.output_dir, state.global_step)
 
+    def on_optimizer_end(self, args, state, control, **kwargs) -> None:
+        if self.trainer._skipped_step is not None:
+            self.trainer._skipped_step.end()
+            self.trainer._skipped_step = None
+
     def on_step_end(self, args, state, control, **kwargs) -> Any:
         trainer, meter = self.trainer, self.trainer.meter
         meter.add_step(*trainer._step_sums, trainer._watch.restart())
@@ -387,11 +385,3 @@ class _Hooks(TrainerCallback):
         if state.global_step >= state.max_steps and args.logging_strategy.value == "steps":
             control.should_log = True  # the last steps count too, whatever logging_steps is
         return control
-
-
-def number_of_tokens(batch: Mapping[str, Any]) -> int:
-    """Return how many tokens of a collated batch are not padding."""
-    for key in ("segment_ids", "attention_mask"):
-        if key in batch:
-            return int((np.asarray(batch[key]) != 0).sum())
-    return int(np.asarray(batch["input_ids"]).size)

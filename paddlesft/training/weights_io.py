@@ -13,10 +13,13 @@ from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.errors import CheckpointError
 from paddlesft.models.directory import copy_tokenizer
-from paddlesft.models.load import save_model_directory, without_second_names
+from paddlesft.models.load import save_model_directory
+from paddlesft.models.pdparams import pickled_arrays
 from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import read_weights
-from paddlesft.tuning.lora import adapter_weights, fill
+from paddlesft.parallel.division import Division
+from paddlesft.training.gathered_weights import write_gathered
+from paddlesft.tuning.lora import adapter_weights
 from paddlesft.tuning.prefix import PDPARAMS as PREFIX_WEIGHTS
 from paddlesft.tuning.prepare import save_adapter
 
@@ -44,69 +47,71 @@ class TextSide:
         shutil.copyfile(self.template_file, directory / f"chat_template{self.template_file.suffix}")
 
 
-def whole_weights(model: paddle.nn.Layer) -> dict[str, paddle.Tensor] | None:
-    """Put the weights of a model whose layers are divided among ranks together; all those ranks call it.
-
-    Returns:
-        The whole weights by name on the first rank of each tensor-parallel group, None values on the others; None when
-        nothing is divided.
-    """
-    if max(model.config.tensor_parallel_degree, 1) == 1:
-        return None
-    return model.merge_tensor_parallel(without_second_names(model), model.config)
-
-
-def save_weights(
-    model: paddle.nn.Layer,
-    text_side: TextSide,
-    directory: Path,
-    facts: Mapping[str, Any],
-    whole: dict[str, paddle.Tensor] | None = None,
-) -> None:
+def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path | None, facts: Mapping[str, Any]) -> None:
     """Write the model directory (full fine-tuning) or adapter directory (LoRA, prefix) of a model being trained.
 
-    An adapter speaks with its base's tokenizer and template; they are copied only where the run used others.
+    All ranks call it; the first one writes. Whole weights are written, one in memory at a time, in any layout. An
+    adapter speaks with its base's tokenizer and template; they are copied only where the run used others.
 
     Args:
-        model: the model, with its adapter.
+        model: the model, with its adapter; whole, or this rank's part of it.
         text_side: tokenizer and template.
-        directory: an existing directory being written.
+        directory: an existing directory being written; None on all ranks but the first.
         facts: entries for ``paddlesft.json``.
-        whole: what ``whole_weights`` returned.
     """
-    if save_adapter(model, directory):
+    division = Division(model)
+    gathering = None if division.is_whole else division.gathering()
+    if directory is None:
+        for _ in gathering or ():
+            pass
+        return
+    is_adapter = isinstance(model, LoRAModel | PrefixModelForCausalLM)
+    if gathering is not None:
+        write_gathered(model, division, gathering, directory)
+    elif is_adapter:
+        save_adapter(model, directory)
+    if is_adapter:
         if text_side.own_tokenizer or text_side.template_file is not None:
             copy_tokenizer(text_side.tokenizer_dir, directory)
             text_side.write_template(directory)
         facts = {"kind": "adapter", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
         write_provenance(directory, **facts)
+        return
+    if gathering is None:
+        save_model_directory(model, text_side.tokenizer_dir, directory, **facts)
     else:
-        save_model_directory(model, text_side.tokenizer_dir, directory, whole, **facts)
-        text_side.write_template(directory)
+        copy_tokenizer(text_side.tokenizer_dir, directory)
+        facts = {"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
+        write_provenance(directory, **facts)
+    text_side.write_template(directory)
 
 
 def load_weights(model: paddle.nn.Layer, directory: Path) -> None:
-    """Put weights that ``save_weights`` wrote back into a model of the same kind.
+    """Put weights that ``save_weights`` wrote back into a model of the same kind, in any layout.
 
     Raises:
         CheckpointError: the directory holds weights of another kind or shape.
     """
+    division = Division(model)
     if isinstance(model, LoRAModel):
-        wanted, weights = model.get_trainable_state_dict(), adapter_weights(directory)
+        arrays = adapter_weights(directory)
+        shapes, weights = {name: a.shape for name, a in arrays.items()}, {n: lambda a=a: a for n, a in arrays.items()}
     elif isinstance(model, PrefixModelForCausalLM):
         path = directory / PREFIX_WEIGHTS
         if not path.is_file():
             raise CheckpointError(f"{directory} holds no prefix weights ({PREFIX_WEIGHTS}).")
-        wanted, weights = model.prefix_encoder.state_dict(), paddle.load(str(path), return_numpy=True)
+        found = list(pickled_arrays(path))
+        shapes, weights = {name: shape for name, _, shape, _ in found}, {name: load for name, _, _, load in found}
     else:
-        wanted = without_second_names(model)
-        weights = {name: tensor.load() for name, tensor in read_weights(directory)[0].items()}
+        tensors, _ = read_weights(directory)
+        shapes, weights = {n: t.shape for n, t in tensors.items()}, {n: t.load for n, t in tensors.items()}
         if not weights:
             raise CheckpointError(f"{directory} holds no model weights (model.safetensors).")
-    wrong = [k for k in wanted if k not in weights or list(weights[k].shape) != list(wanted[k].shape)]
+    wrong = [k for k in division.own if k not in shapes or tuple(shapes[k]) != division.whole_shape(k)]
     if wrong:
         raise CheckpointError(
-            f"{directory} does not fit the model being trained: {len(wrong)} of {len(wanted)} tensors are missing or "
-            f"have another shape (first: {wrong[0]}). Resume with the config that wrote it."
+            f"{directory} does not fit the model being trained: {len(wrong)} of {len(division.own)} tensors are "
+            f"missing or have another shape (first: {wrong[0]}). Resume with the config that wrote it."
         )
-    fill(wanted, {name: weights[name] for name in wanted})
+    for name in division.own:
+        division.put(name, weights[name]())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,16 @@ from paddlenlp.peft import LoRAConfig, LoRAModel
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.load import quiet_paddlenlp
 from paddlesft.models.stored import load_pdparams
+from paddlesft.parallel.division import Division
+from paddlesft.quirks import quick_lora_reduction
+from paddlesft.tuning.initial_values import low_rank_input
+from paddlesft.tuning.lora_targets import (
+    linear_layers,
+    linear_names,
+    names_of_all_stages,
+    refuse_idle_stages,
+    target_patterns,
+)
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -26,86 +35,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("paddlesft")
 CONFIG_FILE = "lora_config.json"
 PDPARAMS, SAFETENSORS = "lora_model_state.pdparams", "lora_model_state.safetensors"
-PLAIN_NAME = re.compile(r"[\w.]+")
 
 
-def linear_names(model: nn.Layer) -> list[str]:
-    """Return the names of all Linear layers of a model that LoRA can work on."""
-    return [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
-
-
-def target_patterns(model: nn.Layer, family: Family, targets: str | Sequence[str] | None) -> list[str]:
-    """Turn what a config says about LoRA targets into regular expressions over layer names.
-
-    Args:
-        model: the base model.
-        family: its row of the family table.
-        targets: None for the family's usual layers; ``"all"`` for every Linear of the decoder; a layer name
-            (``q_proj`` stands for the q_proj of every layer), a regular expression that fits whole names, or a list of
-            either.
-
-    Returns:
-        The expressions, each of which fits at least one Linear.
-
-    Raises:
-        ConfigError: an entry fits nothing; the message lists the Linear names there are.
-    """
-    names = linear_names(model)
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-    if targets is None:
-        patterns = [p for p in family.lora_target_modules if any(re.fullmatch(p, name) for name in names)]
-        if not patterns:
-            raise ConfigError(
-                f"lora_target_modules: none of the usual targets of family {family.name} is a Linear layer of this "
-                f"model. Its Linear layers: {', '.join(leaves) or 'none'}. Set lora_target_modules to some of them."
-            )
-        return patterns
-    entries = [targets] if isinstance(targets, str) else list(targets)
-    patterns = []
-    for entry in entries:
-        if entry in ("all", "all-linear"):
-            patterns += [rf"(?:.*\.)?{re.escape(leaf)}" for leaf in leaves]
-            continue
-        pattern = rf"(?:.*\.)?{re.escape(entry)}" if PLAIN_NAME.fullmatch(entry) else entry
-        try:
-            fits = [name for name in names if re.fullmatch(pattern, name)]
-        except re.error as error:
-            raise ConfigError(
-                f"lora_target_modules: {entry!r} is not a regular expression ({error}). Give 'all', layer names out of "
-                f"{', '.join(leaves)}, or an expression that fits whole names such as '.*self_attn.*'."
-            ) from error
-        if not fits:
-            near = difflib.get_close_matches(entry, leaves, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"lora_target_modules: {entry!r} fits no Linear layer of this model.{hint} Its Linear layers: "
-                f"{', '.join(leaves)} (for example {names[0]}). 'all' takes every one of them."
-            )
-        others = {name for name, _ in model.named_sublayers()} - set(names)
-        if any(re.fullmatch(pattern, name) for name in others):  # PaddleNLP would stop at the first that is no Linear
-            ends = "|".join(re.escape(leaf) for leaf in leaves)
-            pattern = rf"(?=(?:.*\.)?(?:{ends})$)(?:{pattern})"
-        patterns.append(pattern)
-    return list(dict.fromkeys(patterns))
-
-
-def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig) -> LoRAModel:
+def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig, seed: int = 42) -> LoRAModel:
     """Put LoRA beside the Linear layers of a model and freeze everything else.
 
-    The matrices A start from Kaiming-uniform values drawn from paddle's global generator (seed it first), B from 0, so
-    that the model computes what it did before.
+    The matrices A start from Kaiming-uniform values, B from 0, so that the model computes what it did before.
 
     Args:
         model: the base model; it is changed in place.
         family: its row of the family table.
         model_config: ``lora_rank``, ``lora_alpha`` (2 * rank when None), ``lora_dropout``, ``lora_target_modules``,
             ``lora_bias`` (none | lora | all), ``use_quick_lora``, ``rslora``, ``lora_plus_scale``.
+        seed: of the matrices A, which follow from it and from their names alone.
 
     Returns:
         The model inside a ``LoRAModel``.
 
     Raises:
-        ConfigError: the targets fit no layer, or the rank is not positive.
+        ConfigError: the targets fit no layer, none of a pipeline's stage, or the rank is not positive.
     """
     rank = model_config.lora_rank
     if rank < 1:
@@ -116,11 +64,15 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig) -> LoRA
     if quick and (model_config.lora_dropout > 0 or bias != "none"):
         log.info("use_quick_lora has no effect together with lora_dropout > 0 or lora_bias; the plain form is used")
         quick = False
+    if quick:
+        quick_lora_reduction.apply()
+    patterns = target_patterns(model, family, model_config.lora_target_modules)
+    refuse_idle_stages(model, patterns)
     config = LoRAConfig(
         r=rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=model_config.lora_dropout,
-        target_modules=target_patterns(model, family, model_config.lora_target_modules),
+        target_modules=patterns,
         trainable_bias=None if bias == "none" else bias,
         rslora=bool(model_config.rslora),
         lora_plus_scale=model_config.lora_plus_scale,
@@ -129,7 +81,25 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig) -> LoRA
         dtype=str(model.config.dtype or paddle.get_default_dtype()),
         base_model_name_or_path=model_config.model_name_or_path,
     )
-    return LoRAModel(model, config)
+    lora = wrap(model, config)
+    division = Division(lora)
+    for name in division.own:
+        if name.endswith(".lora_A"):
+            division.put(name, low_rank_input(seed, name, division.whole_shape(name)))
+    return lora
+
+
+def wrap(model: nn.Layer, config: LoRAConfig) -> LoRAModel:
+    """Put ``LoRAModel`` around a model; the config's targets are names in the whole model, and stay so."""
+    patterns = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
+    layers = linear_layers(model)
+    if any(own != name for name, own in layers.items()):  # a stage of a pipeline
+        fitting = [own for name, own in layers.items() if any(re.fullmatch(pattern, name) for pattern in patterns)]
+        config.target_modules = [re.escape(own) for own in fitting]
+    with quiet_paddlenlp():
+        lora = LoRAModel(model, config)
+    lora.lora_config.target_modules = patterns
+    return lora
 
 
 def adapter_weights(path: Path) -> dict[str, np.ndarray]:
@@ -175,14 +145,19 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
     except (ValueError, TypeError, json.JSONDecodeError) as error:
         raise ModelDirectoryError(f"{path / CONFIG_FILE} cannot be read: {error}.") from error
     config.tensor_parallel_degree = model.config.tensor_parallel_degree
+    if config.use_quick_lora:
+        quick_lora_reduction.apply()
     names = linear_names(model)
     for pattern in [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules:
         if not any(re.fullmatch(pattern, name) for name in names):
             log.debug("%s: target %s fits no layer of this model", path, pattern)
-    with quiet_paddlenlp():
-        lora = LoRAModel(model, config)
-    check_fit(path, {k: list(v.shape) for k, v in lora.get_trainable_state_dict().items()}, weights)
-    fill(lora.model.state_dict(), weights)
+    lora = wrap(model, config)
+    division = Division(lora)
+    elsewhere = set(names_of_all_stages(model, division.own)) - set(division.own)
+    weights = {name: array for name, array in weights.items() if name not in elsewhere}
+    check_fit(path, {name: list(division.whole_shape(name)) for name in division.own}, weights)
+    for name, array in weights.items():
+        division.put(name, array)
     if not merge:
         return lora
     lora.merge()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import paddle
 from paddle import nn
-from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
+from paddlenlp.peft import PrefixConfig
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.families import family_of
 from paddlesft.models.stored import load_pdparams
+from paddlesft.tuning.initial_values import layer_weight
 from paddlesft.tuning.lora import check_fit, fill
+from paddlesft.tuning.prefix_model import PrefixModel
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "prefix_config.json"
 PDPARAMS = "prefix_model_state.pdparams"
+ENCODER = "prefix_encoder"  # first part of its weights' names in the model
 
 
 def prefix_shape(model: nn.Layer, family: Family) -> dict[str, int]:
@@ -38,7 +41,7 @@ def prefix_shape(model: nn.Layer, family: Family) -> dict[str, int]:
     }
 
 
-def add_prefix(model: nn.Layer, family: Family, model_config: ModelConfig) -> PrefixModelForCausalLM:
+def add_prefix(model: nn.Layer, family: Family, model_config: ModelConfig, seed: int = 42) -> PrefixModel:
     """Put a trainable prefix in front of a model and freeze the model.
 
     Args:
@@ -46,9 +49,10 @@ def add_prefix(model: nn.Layer, family: Family, model_config: ModelConfig) -> Pr
         family: its row of the family table.
         model_config: ``num_prefix_tokens``, ``prefix_projection``, ``prefix_projection_hidden_size`` (the model's
             hidden size when None).
+        seed: of the prefix's first values, which follow from it and from the names of the weights alone.
 
     Returns:
-        The model inside a ``PrefixModelForCausalLM``. The prefix starts from paddle's global generator: seed it first.
+        The model inside a ``PrefixModel``.
 
     Raises:
         ConfigError: ``num_prefix_tokens`` is not positive, or the family has no place for a prefix.
@@ -65,14 +69,16 @@ def add_prefix(model: nn.Layer, family: Family, model_config: ModelConfig) -> Pr
         num_prefix_tokens=tokens,
         prefix_projection=bool(model_config.prefix_projection),
         prefix_projection_hidden_size=model_config.prefix_projection_hidden_size or model.config.hidden_size,
-        tensor_parallel_degree=model.config.tensor_parallel_degree,
         dtype=str(model.config.dtype or paddle.get_default_dtype()),
         **prefix_shape(model, family),
     )
-    return PrefixModelForCausalLM(model, config, postprocess_past_key_value=family.prefix_postprocess_function())
+    prefix = PrefixModel(model, config, family.prefix_postprocess_function())
+    state = prefix.prefix_encoder.state_dict()
+    fill(state, {name: layer_weight(seed, f"{ENCODER}.{name}", tensor.shape) for name, tensor in state.items()})
+    return prefix
 
 
-def load_prefix(model: nn.Layer, path: str | Path) -> PrefixModelForCausalLM:
+def load_prefix(model: nn.Layer, path: str | Path) -> PrefixModel:
     """Put a saved prefix in front of its base model.
 
     Args:
@@ -100,15 +106,14 @@ def load_prefix(model: nn.Layer, path: str | Path) -> PrefixModelForCausalLM:
     if differing:
         found = ", ".join(f"{k} {getattr(config, k)} (the model has {shape[k]})" for k in differing)
         raise ModelDirectoryError(f"The prefix in {path} was trained for another base model: {found}.")
-    config.tensor_parallel_degree = model.config.tensor_parallel_degree
-    prefix = PrefixModelForCausalLM(model, config, postprocess_past_key_value=family.prefix_postprocess_function())
+    prefix = PrefixModel(model, config, family.prefix_postprocess_function())
     weights = load_pdparams(path / PDPARAMS, return_numpy=True)
     check_fit(path, {k: list(v.shape) for k, v in prefix.prefix_encoder.state_dict().items()}, weights)
     fill(prefix.prefix_encoder.state_dict(), weights)
     return prefix
 
 
-def save_prefix(model: PrefixModelForCausalLM, directory: Path) -> None:
+def save_prefix(model: PrefixModel, directory: Path) -> None:
     """Write ``prefix_model_state.pdparams``, ``prefix_config.json``, ``pre_caches.npy`` into an existing directory."""
     training = model.training
     model.eval()  # dropout must not reach the exported keys and values

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.distributed.fleet.base import topology
 from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.errors import ConfigError
@@ -38,8 +39,9 @@ def tuning_method(run_config: RunConfig) -> str:
 def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     """Make a base model trainable as the config says.
 
-    Adapter weights are drawn after seeding paddle with ``training.seed``: the same seed gives the same start, whatever
-    was computed before. With ``lora_path`` / ``prefix_path`` the adapter starts from that directory instead.
+    Adapters start from values that follow from ``training.seed`` and the names of their weights: the same seed gives
+    the same start, whatever was computed before and however the model is divided among ranks. With ``lora_path`` /
+    ``prefix_path`` the adapter starts from that directory instead.
 
     Args:
         model: the base model; it is changed in place.
@@ -59,13 +61,13 @@ def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
         return train_all_weights(model)
     if method == "lora":
         if not config.lora_path:
-            return add_lora(model, family, config)
+            return add_lora(model, family, config, run_config.training.seed)
         tuned = load_lora(model, config.lora_path)
         _use_saved_shape(run_config, "lora_rank", tuned.lora_config.r, config.lora_path)
         _use_saved_shape(run_config, "lora_alpha", tuned.lora_config.lora_alpha, config.lora_path)
         return tuned
     if not config.prefix_path:
-        return add_prefix(model, family, config)
+        return add_prefix(model, family, config, run_config.training.seed)
     tuned = load_prefix(model, config.prefix_path)
     _use_saved_shape(run_config, "num_prefix_tokens", tuned.prefix_config.num_prefix_tokens, config.prefix_path)
     return tuned
@@ -96,6 +98,20 @@ def save_adapter(model: nn.Layer, directory: Path) -> bool:
 
 
 def parameter_counts(model: nn.Layer) -> tuple[int, int]:
-    """Return how many parameters of a model are trained, and how many there are."""
-    sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+    """Return how many parameters of a model are trained, and how many there are.
+
+    Where the model is divided among ranks, those of the whole model: a part counts as many times as there are parts, a
+    weight that each rank holds once, a matrix that two pipeline stages share in the first one. All ranks call it.
+    """
+    layout = topology._HYBRID_PARALLEL_GROUP
+    parts = layout.get_model_parallel_world_size() if layout is not None else 1
+    counts = np.zeros(2, dtype=np.int64)
+    for parameter in model.parameters():
+        if getattr(parameter, "is_firstly_shared", True):
+            size = int(np.prod(parameter.shape)) * (parts if parameter.is_distributed else 1)
+            counts += (0 if parameter.stop_gradient else size, size)
+    if layout is not None and layout.get_pipe_parallel_world_size() > 1:
+        total = paddle.to_tensor(counts)
+        paddle.distributed.all_reduce(total, group=layout.get_pipe_parallel_group())
+        counts = total.numpy()
+    return int(counts[0]), int(counts[1])

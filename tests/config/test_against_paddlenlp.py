@@ -32,7 +32,7 @@ RENAMED = {
     "zero_padding": "packing",
     "greedy_zero_padding": "greedy_packing",
 }
-OWN_TRAINING_KEYS = {"allow_resume_differences"}
+OWN_TRAINING_KEYS = {"allow_resume_differences", "hang_timeout"}
 
 # Defaults that differ on purpose.
 DEFAULTS = {

@@ -210,7 +210,8 @@ def test_a_sample_name_of_paddlenlp_means_the_file_beside_it(tmp_path: Path) -> 
     assert find_document(theirs) == theirs  # neither is there: the error names what was asked for
     ours.write_text("lora: true\n")
     assert find_document(theirs) == ours
-    assert find_document(tmp_path / "lora.json") == tmp_path / "lora.json"
+    assert find_document(tmp_path / "lora.json") == ours
+    assert find_document(tmp_path / "lora.yml") == tmp_path / "lora.yml"
     theirs.write_text("{}")
     assert find_document(theirs) == theirs
 

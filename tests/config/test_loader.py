@@ -206,8 +206,8 @@ def test_a_wrong_value_of_the_file_is_reported_although_the_command_line_replace
 
 
 def test_the_command_line_may_turn_off_what_is_not_built_yet(tmp_path: Path) -> None:
-    path = write(tmp_path, '{"tensor_parallel_degree": 4}')
-    assert load_arguments(GROUPS, path, ["tensor_parallel_degree=1"])[0]["training"].tensor_parallel_degree == 1
+    path = write(tmp_path, '{"sep_parallel_degree": 4}')
+    assert load_arguments(GROUPS, path, ["sep_parallel_degree=1"])[0]["training"].sep_parallel_degree == 1
 
 
 def test_the_command_line_may_overrule_an_old_name_of_the_file(tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_a_key_without_effect_says_why(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (
-            "tensor_parallel_degree: 4",
-            "tensor_parallel_degree: found 4 (an integer); tensor parallelism is not built yet in this version. "
+            "sep_parallel_degree: 4",
+            "sep_parallel_degree: found 4 (an integer); sep and context parallelism is not built yet in this version. "
             "Remove the key or set it to 1.",
         ),
         (
@@ -248,7 +248,7 @@ def test_what_is_not_built_yet_is_refused(tmp_path: Path, line: str, message: st
 
 
 @pytest.mark.parametrize(
-    "line", ["tensor_parallel_degree: 1", "tensor_parallel_degree: -1", "vera: false", "sep_parallel_degree: 0"]
+    "line", ["sep_parallel_degree: 1", "sep_parallel_degree: -1", "vera: false", "sep_parallel_degree: 0"]
 )
 def test_what_is_not_built_yet_may_be_off(tmp_path: Path, line: str) -> None:
     load_arguments(GROUPS, write(tmp_path, line + "\n", "run.yaml"))

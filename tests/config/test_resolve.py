@@ -65,7 +65,6 @@ def load(*overrides: str) -> RunConfig:
         (["do_predict=true", "max_length=1500"], "max_new_tokens", 476, "max_length - src_length"),
         (["no_cuda=true"], "device", "cpu", "no_cuda is true"),
         (["fp16=true", "device=cpu"], "fp16", False, "a CPU computes in float32 (was true, command line)"),
-        (["sharding=stage1"], "sharding", "", 'one process has nothing to share (was "stage1", command line)'),
         (
             ["benchmark=true", "do_eval=true"],
             "do_eval",

@@ -179,28 +179,6 @@ def test_one_file_of_training_data_holds_no_evaluation_data(tmp_path: Path) -> N
     load(f"dataset_name_or_path={tmp_path}", "evaluation_strategy=epoch")
 
 
-def test_generation_in_evaluation_against_a_pipeline_names_both_reasons() -> None:
-    with pytest.raises(ConfigError) as caught:
-        load("eval_with_do_generation=true", "pipeline_parallel_degree=2")
-    text = str(caught.value)
-    assert (
-        "eval_with_do_generation cannot be combined with pipeline_parallel_degree 2: a pipeline does not generate."
-        in text
-    )
-    assert "pipeline parallelism is not built yet in this version" in text
-
-
-def test_sharding_with_several_processes_is_not_built_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    with pytest.raises(ConfigError) as caught:
-        load("sharding=stage2 offload")
-    assert str(caught.value) == (
-        "command line: sharding: found 'stage2 offload'; sharding is not built yet in this version. Remove the "
-        "key: every "
-        "process then holds the whole model (data parallelism)."
-    )
-
-
 def test_places_of_a_rule_are_the_lines_of_its_keys(tmp_path) -> None:
     path = tmp_path / "run.json"
     first = '{"model_name_or_path": "m", "output_dir": "o", "dataset_name_or_path": "d",'

@@ -31,7 +31,7 @@ def test_config_resolves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [
         n for n in run.notices if not n.endswith("is for GPUs. If this machine has none, the run is in float32.")
     ] == []
-    method = {"pt": (False, True), "sft": (False, False)}.get(path.stem, (True, False))
+    method = {"pt": (False, True), "sft": (False, False)}.get(path.stem.split("_")[0], (True, False))
     assert (run.model.lora, run.model.prefix_tuning) == method
     assert run.training.do_train
 

@@ -14,7 +14,7 @@ from paddlesft.models.decoders import CausalDecoder, decoder_of
 from paddlesft.models.families import FAMILIES, family_named, family_of, known_model_types
 from paddlesft.models.family import Family, imported
 from paddlesft.models.load import load_model
-from paddlesft.tuning.lora import linear_names
+from paddlesft.tuning.lora_targets import linear_names
 from tests.tiny_families import FAMILY_FIXTURES
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -45,7 +45,7 @@ def test_trained_numbers_of_each_method_are_those_of_the_model(name: str) -> Non
             run = run_with(prefix_tuning=True, num_prefix_tokens=6, **keys)
             work = workload_of(run, family, plan)
             assert work.trained(plan.tensors(), 1) == 0
-            assert work.prefix_numbers(plan, 1) == trainable(add_prefix(tiny_model(name), family, run.model))
+            assert work.prefix_numbers(plan) == trainable(add_prefix(tiny_model(name), family, run.model))
 
 
 def test_lora_divides_the_side_that_tensor_parallelism_divides() -> None:

@@ -61,3 +61,17 @@ def test_paddle_still_falls_back_to_one_thread() -> None:
         timeout=120,
     )
     assert done.stdout.splitlines()[-1] == "threads 1"
+
+
+def test_threads_are_divided_among_ranks_unless_the_user_has_set_them(
+    four_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_default, "_chosen_here", set())
+    environ: dict[str, str] = {"OMP_NUM_THREADS": "4"}  # the user's
+    thread_default.divide(environ, 2)
+    assert environ == {"OMP_NUM_THREADS": "4"}
+    environ = {}
+    thread_default.apply(environ)
+    thread_default.divide(environ, 2)
+    assert environ == {"OMP_NUM_THREADS": "2"}
+    thread_default.divide({}, 2)  # paddle's launcher decides

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.families import family_of
-from paddlesft.tuning.lora import adapter_weights, add_lora, linear_names, load_lora, save_lora, target_patterns
+from paddlesft.tuning.lora import adapter_weights, add_lora, load_lora, save_lora
+from paddlesft.tuning.lora_targets import linear_names, target_patterns
 from tests.training.small_runs import small_config, small_model
 
 TOKENS = paddle.to_tensor([[5, 6, 7, 8, 9, 10]])

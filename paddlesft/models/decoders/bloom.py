@@ -90,5 +90,5 @@ class BloomDecoder(LayerByLayerDecoder):
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.body.ln_f(hidden)
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.head(hidden, self.lm.config.tensor_parallel_output)

@@ -6,6 +6,9 @@ h hidden size, v vocabulary.
 Training, evaluation, generation and proofs go through ``decoder_of(model)``. ``CausalDecoder`` serves the plain case:
 every token sees what stands before it, positions count from 0, the cache is a list of (keys, values), one per layer.
 Families that differ have a subclass each in a file of this room, which overrides the parts that differ.
+
+Where layers are divided among ranks (tensor parallelism), every one of them calls the same with the same rows, and gets
+the same; also where they share the tokens between the layers (sequence parallelism).
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import paddle
+from paddle.distributed import fleet
+from paddle.distributed.collective import _c_concat, _c_identity
+from paddle.distributed.fleet.utils.sequence_parallel_utils import GatherOp
 from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.models.decoders.masks import block_diagonal_mask
@@ -110,10 +116,42 @@ class CausalDecoder:
     ) -> tuple[paddle.Tensor, Any]:
         """Call the decoder by the names it uses; see ``run``."""
         given = {"attention_mask": attention_mask, "position_ids": position_ids, self.cache_argument: cache}
+        self.announce_length(input_ids.shape[1])
         output = self.body(input_ids, use_cache=use_cache, **{k: v for k, v in given.items() if v is not None})
         if isinstance(output, tuple | list):
-            return output[0], output[1] if use_cache else None
-        return getattr(output, "last_hidden_state", output), getattr(output, "past_key_values", None)
+            hidden, new_cache = output[0], output[1] if use_cache else None
+        else:
+            hidden, new_cache = getattr(output, "last_hidden_state", output), getattr(output, "past_key_values", None)
+        return self.gathered(hidden, input_ids.shape), new_cache
+
+    def announce_length(self, length: int) -> None:
+        """Tell layers that share tokens among ranks how long the rows are: they get them one behind the other."""
+        if self.lm.config.sequence_parallel:
+            for layer in self.body.sublayers():
+                if "seq_length" in layer.__dict__:
+                    layer.seq_length = length
+
+    def gathered(self, hidden: paddle.Tensor, shape: Sequence[int]) -> paddle.Tensor:
+        """Put hidden states together that ranks share by tokens (sequence parallelism).
+
+        Args:
+            hidden: what the decoder's last layer gave: then [b * s / ranks, h].
+            shape: b and s.
+        """
+        if not self.lm.config.sequence_parallel:
+            return hidden
+        return self.as_rows(GatherOp.apply(hidden), *shape)
+
+    def as_rows(self, tokens: paddle.Tensor, b: int, s: int) -> paddle.Tensor:
+        """Give tokens that stand one behind the other the shape that hidden states of the model have otherwise."""
+        return tokens.reshape([b, s, -1])
+
+    def rows_first(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states, as the family's layers hand them on, into [b, s, h]."""
+        return hidden
+
+    def check_switches(self) -> None:
+        """Refuse switches with which the family's layers would compute something else; see ``model_switches``."""
 
     def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
         """Return any token ids in a form that the family can read, to compare models on; here as they are."""
@@ -124,18 +162,42 @@ class CausalDecoder:
         """The layer that turns hidden states into logits."""
         return self.lm.lm_head
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""
-        return self.head(hidden, tensor_parallel_output=False) if self.vocabulary_is_split else self.head(hidden)
+    @property
+    def head_matrix(self) -> tuple[paddle.Tensor, bool]:
+        """The head's matrix on this rank, and whether it has the form of an embedding: [v, h] instead of [h, v]."""
+        head = self.head
+        if hasattr(head, "decoder_weight"):
+            return head.decoder_weight, True
+        return head.weight, head.weight is self.body.get_input_embeddings().weight
 
     @property
     def vocabulary_is_split(self) -> bool:
         """Whether the head of this rank knows a part of the vocabulary only (tensor parallelism)."""
-        return bool(getattr(getattr(self.head, "weight", None), "is_distributed", False))
+        return max(self.lm.config.tensor_parallel_degree, 1) > 1 and bool(self.head_matrix[0].is_distributed)
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""
+        if max(self.lm.config.tensor_parallel_degree, 1) == 1:
+            return self.apply_head(hidden)
+        if self.vocabulary_is_split:
+            return _c_concat(self.own_logits(hidden), group=tensor_parallel_group())
+        matrix, as_embedding = self.head_matrix
+        return paddle.matmul(hidden, matrix, transpose_y=as_embedding)
 
     def own_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Turn hidden states [b, s, h] into the logits of this rank's part of the vocabulary."""
-        return self.head(hidden, tensor_parallel_output=True)
+        matrix, as_embedding = self.head_matrix
+        hidden = _c_identity(hidden, group=tensor_parallel_group())  # whose gradients come from all parts
+        return paddle.matmul(hidden, matrix, transpose_y=as_embedding)
+
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Call the head of a model that no other rank shares."""
+        return self.head(hidden)
+
+
+def tensor_parallel_group() -> Any:
+    """Return the ranks that share this rank's layers."""
+    return fleet.get_hybrid_communicate_group().get_model_parallel_group()
 
 
 def causal_lm(model: paddle.nn.Layer) -> paddle.nn.Layer:

@@ -27,13 +27,8 @@ class ChatGLMv2Decoder(CausalDecoder):
             ConfigError: flash attention, which would mix up the rows of a batch.
             DataError: more tokens than there are rotary positions.
         """
-        config = self.lm.config
-        if config.use_flash_attention:
-            raise ConfigError(
-                "use_flash_attention: true, but PaddleNLP's flash attention mixes up the rows of a batch in ChatGLM2 "
-                "and ChatGLM3. Set use_flash_attention to false."
-            )
-        limit, width = config.max_sequence_length, input_ids.shape[1]
+        self.check_switches()
+        limit, width = self.lm.config.max_sequence_length, input_ids.shape[1]
         if width > limit:  # packed rows may be wider, as their positions restart
             needed = width if position_ids is None else int(position_ids.max()) + 1
             if needed > limit:
@@ -45,13 +40,25 @@ class ChatGLMv2Decoder(CausalDecoder):
         hidden, new_cache = super().call(
             input_ids, attention_mask, position_ids, cache, use_cache=use_cache or cache is not None
         )
-        return hidden.transpose([1, 0, 2]), new_cache if use_cache else None
+        return self.rows_first(hidden), new_cache if use_cache else None
+
+    def rows_first(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        return hidden.transpose([1, 0, 2])
+
+    def check_switches(self) -> None:
+        if self.lm.config.use_flash_attention:
+            raise ConfigError(
+                "use_flash_attention: true, but PaddleNLP's flash attention mixes up the rows of a batch in ChatGLM2 "
+                "and ChatGLM3. Set use_flash_attention to false."
+            )
 
     @property
     def head(self) -> paddle.nn.Layer:
         """The layer that turns hidden states into logits."""
         return self.body.output_layer
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
+    def as_rows(self, tokens: paddle.Tensor, b: int, s: int) -> paddle.Tensor:
+        return tokens.reshape([s, b, -1])
+
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.head(hidden.transpose([1, 0, 2]))

@@ -10,6 +10,7 @@ import paddle
 
 from paddlesft.errors import DataError, ModelDirectoryError
 from paddlesft.models.decoders.blank_filling import BlankFillingDecoder, Layout
+from paddlesft.models.hooked_call import call_with_hooks
 from paddlesft.quirks.glm_hidden_state_cache import caching_projection
 
 
@@ -73,6 +74,5 @@ class GLMDecoder(BlankFillingDecoder):
         """The word embeddings, which turn hidden states into logits too."""
         return self.body.word_embeddings
 
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Turn hidden states [b, s, h] into logits [b, s, v]."""
-        return paddle.matmul(hidden, self.head.weight, transpose_y=True)
+    def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        return call_with_hooks(self.head, lambda x: paddle.matmul(x, self.head.weight, transpose_y=True), hidden)

@@ -7,6 +7,7 @@ table that ends where a prefix would still have to fit in, loses the prefix when
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import paddle
@@ -22,6 +23,21 @@ class GPTDecoder(LearnedPositionsDecoder):
     def recomputes(self, number: int) -> bool:
         return self.lm.config.recompute_granularity == "full" and super().recomputes(number)
 
+    def announce_length(self, length: int) -> None:
+        config = self.lm.config
+        if config.sequence_parallel and self.layers[0].self_attn.config.seq_length != length:
+            layers_config = copy(config)  # they read it there, and the model's own is written to config.json
+            layers_config.seq_length = length
+            for layer in self.layers:
+                layer.self_attn.config = layers_config
+
+    def check_switches(self) -> None:
+        if self.lm.config.use_flash_attention:
+            raise ConfigError(
+                "use_flash_attention: true, but PaddleNLP's GPT leaves the mask out then: padded and packed rows would "
+                "be computed wrongly. Set it to false."
+            )
+
     def start(
         self,
         input_ids: paddle.Tensor,
@@ -29,11 +45,7 @@ class GPTDecoder(LearnedPositionsDecoder):
         visible: paddle.Tensor,
         position_ids: paddle.Tensor,
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
-        if self.lm.config.use_flash_attention:
-            raise ConfigError(
-                "use_flash_attention: true, but PaddleNLP's GPT leaves the mask out then: padded and packed rows would "
-                "be computed wrongly. Set it to false."
-            )
+        self.check_switches()
         hidden = self.body.embeddings(input_ids=input_ids, position_ids=self.checked_positions(position_ids))
         return hidden, (additive(visible, MASKED),)
 

@@ -36,6 +36,7 @@ class LayerByLayerDecoder(CausalDecoder, ABC):
             attention_mask = paddle.ones([input_ids.shape[0], past + input_ids.shape[1]], dtype="int64")
         if position_ids is None:
             position_ids = self.last_positions(attention_mask, input_ids.shape[1])
+        self.announce_length(input_ids.shape[1])
         visible = attention_mask if attention_mask.ndim == 4 else causal_mask(attention_mask, input_ids.shape[1])
         hidden, shared = self.start(input_ids, attention_mask, visible, position_ids)
         present = []
@@ -43,7 +44,7 @@ class LayerByLayerDecoder(CausalDecoder, ABC):
             keys, values = cache[number] if cache is not None else (None, None)
             hidden, pair = self.run_layer(number, layer, use_cache, hidden, keys, values, *shared)
             present.append(pair)
-        return self.finish(hidden), present if use_cache else None
+        return self.gathered(self.finish(hidden), input_ids.shape), present if use_cache else None
 
     def last_positions(self, attention_mask: paddle.Tensor, length: int) -> paddle.Tensor:
         """Return the positions of the last ``length`` tokens of a mask [b, k]; those of a tuned prefix do not count."""

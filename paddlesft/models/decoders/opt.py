@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 
 from paddlesft.models.decoders.causal_masks import additive
 from paddlesft.models.decoders.learned_positions import MASKED, LearnedPositionsDecoder
+from paddlesft.models.hooked_call import call_with_hooks
 
 
 class OPTDecoder(LearnedPositionsDecoder):
@@ -34,7 +35,8 @@ class OPTDecoder(LearnedPositionsDecoder):
         if embeddings.project_in is not None:
             hidden = embeddings.project_in(hidden)
         table = embeddings.position_embeddings
-        hidden = hidden + F.embedding(self.checked_positions(position_ids) + table.offset, table.weight)
+        rows = self.checked_positions(position_ids) + table.offset
+        hidden = hidden + call_with_hooks(table, lambda rows: F.embedding(rows, table.weight), rows)
         return embeddings.dropout(hidden), (additive(visible, MASKED).astype(hidden.dtype),)
 
     def layer(

@@ -24,11 +24,7 @@ class QWenDecoder(CausalDecoder):
         cache: Any,
         use_cache: bool,
     ) -> tuple[paddle.Tensor, Any]:
-        config = self.lm.config
-        if config.recompute and getattr(config, "no_recompute_layers", None):
-            raise ConfigError(
-                "no_recompute_layers: PaddleNLP's Qwen computes all of its layers again or none. Leave the key out."
-            )
+        self.check_switches()
         if position_ids is None:
             length, past = input_ids.shape[1], cache[0][0].shape[1] if cache is not None else 0
             mask = attention_mask
@@ -36,3 +32,10 @@ class QWenDecoder(CausalDecoder):
                 mask = paddle.ones([input_ids.shape[0], past + length], dtype="int64")
             position_ids = self.positions(input_ids, mask[:, self.prefix_length :])[:, -length:]
         return super().call(input_ids, attention_mask, position_ids, cache, use_cache)
+
+    def check_switches(self) -> None:
+        config = self.lm.config
+        if config.recompute and getattr(config, "no_recompute_layers", None):
+            raise ConfigError(
+                "no_recompute_layers: PaddleNLP's Qwen computes all of its layers again or none. Leave the key out."
+            )

@@ -15,6 +15,7 @@ from paddle.autograd import PyLayer
 from paddlenlp.transformers.llama.modeling import LlamaLMHead
 
 from paddlesft.models.fast.primitives import broadcast_multiply, matmul, row_means
+from paddlesft.models.hooked_call import call_with_hooks
 
 # Rows whose logits are held at a time: enough for the products to run at full speed.
 CHUNK_ROWS = 256
@@ -81,4 +82,8 @@ class FastLMHead(LlamaLMHead):
         Returns:
             float32 [n], in nats.
         """
-        return LinearCrossEntropy.apply(rows, self.weight, targets, self.transpose_y, paddle.is_grad_enabled())
+
+        def losses(rows: Tensor, targets: Tensor) -> Tensor:
+            return LinearCrossEntropy.apply(rows, self.weight, targets, self.transpose_y, paddle.is_grad_enabled())
+
+        return call_with_hooks(self, losses, rows, targets)

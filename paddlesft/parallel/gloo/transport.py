@@ -73,7 +73,7 @@ class Transport:
             if peer == self.rank:
                 continue
             peer_host, peer_port, secret = bytes(store.get(f"paddlesft/address/{peer}")).decode().split("|")
-            connection = socket.create_connection((peer_host, int(peer_port)), timeout=self.limit)
+            connection = socket.create_connection((peer_host, int(peer_port)), timeout=min(self.limit, 1800))
             connection.settimeout(None)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(GREETING.pack(self.rank, bytes.fromhex(secret)))

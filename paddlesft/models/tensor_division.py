@@ -18,6 +18,7 @@ import numpy as np
 
 from paddlesft.models.family import Family
 
+LOW_RANK = ("lora_A", "lora_B")
 Action = Callable[[list[np.ndarray]], np.ndarray]
 
 

@@ -1,0 +1,131 @@
+"""Calibration batches on their way through a model, one decoder layer at a time.
+
+A layer is looked at and quantized while everything before it is quantized already, so that it learns what it will be
+given; the memory needed is that of one layer's statistics and of the batches' hidden states, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from paddlesft.models.decoders import causal_lm, decoder_of
+from paddlesft.models.families import family_of
+
+
+@dataclass
+class Call:
+    """The arguments with which a decoder layer is called for one batch; the first are the hidden states."""
+
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @property
+    def hidden(self) -> paddle.Tensor:
+        """The hidden states in front of the layer."""
+        return self.arguments[0] if self.arguments else next(iter(self.named.values()))
+
+    @hidden.setter
+    def hidden(self, hidden: paddle.Tensor) -> None:
+        if self.arguments:
+            self.arguments = (hidden, *self.arguments[1:])
+        else:
+            self.named = {**self.named, next(iter(self.named)): hidden}
+
+    def __call__(self, layer: nn.Layer) -> paddle.Tensor:
+        """Run a layer and return its hidden states."""
+        output = layer(*self.arguments, **self.named)
+        return output[0] if isinstance(output, tuple | list) else output
+
+
+class _Caught(Exception):
+    """Ends a forward pass whose first decoder layer has been reached."""
+
+
+class LayerWalk:
+    """Takes batches through the decoder layers of a model.
+
+    Args:
+        model: a causal language model in evaluation mode; its layers may be changed on the way.
+        batches: collated batches: ``input_ids`` and ``attention_mask``, or packed rows.
+    """
+
+    def __init__(self, model: nn.Layer, batches: Sequence[Mapping[str, Any]]) -> None:
+        self.layers = decoder_layers(model)
+        self.calls = [self._first_call(model, batch) for batch in batches]
+
+    def _first_call(self, model: nn.Layer, batch: Mapping[str, Any]) -> Call:
+        caught: list[Call] = []
+
+        def forward(*arguments: Any, **named: Any) -> None:
+            caught.append(Call(arguments, named))
+            raise _Caught
+
+        first = next(iter(self.layers.values()))
+        first.forward = forward
+        try:
+            with paddle.no_grad():
+                tensors = {key: paddle.to_tensor(value) for key, value in batch.items()}
+                decoder_of(model).run(
+                    tensors["input_ids"],
+                    tensors.get("attention_mask"),
+                    tensors.get("segment_ids"),
+                    tensors.get("position_ids"),
+                )
+        except _Caught:
+            pass
+        finally:
+            del first.forward
+        return caught[0]
+
+    def __iter__(self) -> Iterator[tuple[str, nn.Layer]]:
+        """Yield each decoder layer and its name; when the next is asked for, the batches go through this one."""
+        for name, layer in self.layers.items():
+            yield name, layer
+            self.go_through(layer)
+
+    @paddle.no_grad()
+    def go_through(self, layer: nn.Layer) -> None:
+        """Put the batches behind a layer."""
+        for call in self.calls:
+            call.hidden = call(layer)
+
+    @paddle.no_grad()
+    def show(self, layer: nn.Layer, looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]], steps: int) -> None:
+        """Run a layer on the first batches and hand the inputs of some of its parts to those who look at them.
+
+        Args:
+            layer: the decoder layer that the batches stand in front of.
+            looks: parts of it, each with what is called with its input at each step.
+            steps: number of batches.
+        """
+        with _hooks(looks):
+            for call in self.calls[:steps]:
+                call(layer)
+
+
+def decoder_layers(model: nn.Layer) -> dict[str, nn.Layer]:
+    """Return the decoder layers of a model by their names, in the order in which they run."""
+    lm = causal_lm(model)
+    count = family_of(lm.config).num_layers(lm.config)
+    for name, layer in lm.named_sublayers():
+        if isinstance(layer, nn.LayerList) and len(layer) == count:
+            return {f"{name}.{i}": one for i, one in enumerate(layer)}
+    raise ValueError(f"{type(lm).__name__} has no list of {count} decoder layers")
+
+
+@contextmanager
+def _hooks(looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]]) -> Iterator[None]:
+    handles = [
+        part.register_forward_pre_hook(lambda _, inputs, look=look: look(inputs[0])) for part, look in looks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,7 +1,7 @@
 """Notices that a run of several ranks has stopped getting anywhere, and ends it with the ranks that lag behind named.
 
 Every rank marks its progress: an optimizer step, a batch of an evaluation, a checkpoint. A thread sends the marks to
-the first rank. When no rank has made any for ``hang_timeout`` seconds, while none prepares data or saves, the first rank
+the first rank. When no rank has made any for ``hang_timeout`` seconds, and none prepares data or saves, the first rank
 says so: every rank writes the stacks of all its threads into its log and ends.
 
 A thread cannot run while another holds the interpreter for good, in a C extension say: ``faulthandler`` then writes the
@@ -174,7 +174,8 @@ class HangWatch:
 
     def _hang(self, words: LastWords) -> None:
         self._stopped.set()
-        print(f"\n{words.text}\nWhat the threads of this rank are doing:", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\n{words.text}\nWhat the threads of this rank are doing:\n")
+        sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         own = self.rank == words.rank
         self._end(words if own else last_words(ENDED_BY_ANOTHER, words.text, words.trace, words.culprit))

@@ -8,7 +8,7 @@ of every weight what it keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,4 +106,26 @@ def refuse_other_sizes(directory: Path, found: list[tuple[str, Any, Any]]) -> No
         raise ModelDirectoryError(
             f"{directory}: {len(found)} weights have other sizes than its config.json says: {shown}"
             f"{', ...' if len(found) > 3 else ''}. They do not belong together: get the model again."
+        )
+
+
+def refuse_homeless(directory: Path, own: Collection[str], stored: Collection[str], config: Mapping[str, Any]) -> None:
+    """Refuse a model with weights that PaddleNLP's layers for one process have and its divided ones lack.
+
+    Args:
+        directory: the model's.
+        own: names that this rank's state has.
+        stored: names of the stored weights.
+        config: content of the whole model's config.json.
+
+    Raises:
+        ModelDirectoryError: there are some: biases of Qwen 1's feed-forward block (``no_bias: false``).
+    """
+    shapes = skeleton_of(config).shapes
+    lost = sorted(name for name in stored if name in shapes and name not in own)
+    if lost:
+        raise ModelDirectoryError(
+            f"{directory}: PaddleNLP's layers that are divided among ranks have no place for {len(lost)} weights of "
+            f"this model and would leave them out: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Set "
+            "tensor_parallel_degree to 1; sharding: stage3 divides all weights."
         )

@@ -14,7 +14,7 @@ from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
-from paddlesft.models.divided import empty_model, fill_parts, refuse_other_sizes
+from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless, refuse_other_sizes
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.provenance import fingerprint, write_provenance
@@ -124,6 +124,7 @@ def load_model(
             config.sequence_parallel = sequence_parallel
             model = empty_model(model_class, config, directory, used)
             stored = fill_parts(without_second_names(model), directory, whole, family, *tensor_parallel)
+            refuse_homeless(directory, model.state_dict(), stored, whole)
         else:
             with no_init_weights(_enable=True), _refusing_other_sizes(directory):
                 model = model_class.from_pretrained(

@@ -65,8 +65,12 @@ def _write_model(model: paddle.nn.Layer, division: Division, gathering: Gatherin
         model.generation_config.save_pretrained(str(directory))
     take = _in_turn(gathering)
     tensors: dict[str, NewTensor] = {}
-    # PaddleNLP itself ties no head of these families and would compute with random numbers
-    seconds = {first: second for second, first in division.second_names.items()} if family.tie_head else {}
+    # PaddleNLP itself ties no head of these families and would compute with random numbers; it takes no others
+    width = config.hidden_size
+    seconds = {
+        first: second for second, first in division.second_names.items()
+        if family.tie_head and gathering.parts[first].whole_shape[-1] == width
+    }  # fmt: skip
     for name, part in gathering.parts.items():
         make = _kept(take[name]) if name in seconds else take[name]
         tensors[name] = NewTensor(DTYPE[part.dtype], part.whole_shape, make)

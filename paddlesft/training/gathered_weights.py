@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddlenlp.generation import GenerationConfig
 from paddlenlp.peft import LoRAConfig, LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.checkpoints.merge_shards import CACHES, WEIGHTS_OF, prefix_caches
@@ -61,8 +62,8 @@ def _write_model(model: paddle.nn.Layer, division: Division, gathering: Gatherin
             setattr(config, key, value)
     config.architectures = [family.causal_lm]  # not the class for pipelines
     config.save_pretrained(str(directory))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(directory))
+    generation = getattr(model, "generation_config", None)  # a stage has that of the base's directory, if it has one
+    (generation or GenerationConfig.from_model_config(config)).save_pretrained(str(directory))
     take = _in_turn(gathering)
     tensors: dict[str, NewTensor] = {}
     # PaddleNLP itself ties no head of these families and would compute with random numbers; it takes no others

@@ -99,6 +99,7 @@ def write_whole_state(optimizer: Any, division: Division, path: Path | None) -> 
         everybody = []
         dist.all_gather_object(everybody, (list(state.tensors), state.numbers))
     kinds = sorted({kind for theirs, _ in everybody for kind in theirs})
+    numbers = _agreed([theirs for _, theirs in everybody])
     gatherings = {kind: division.gathering(state.tensors.get(kind, {})) for kind in kinds}
 
     def arrivals() -> Iterator[np.ndarray | None]:
@@ -111,13 +112,25 @@ def write_whole_state(optimizer: Any, division: Division, path: Path | None) -> 
         for _ in arriving:
             pass
         return
-    numbers = {key: array for _, theirs in reversed(everybody) for key, array in theirs.items()}
     tensors = {
         f"{name}@{kind}": NewTensor(DTYPE[part.dtype], part.whole_shape, lambda: next(arriving))  # in their order
         for kind, gathering in gatherings.items()
         for name, part in gathering.parts.items()
     }
     write_file(path, tensors | _numbers(numbers), PADDLE_LAYOUT)
+
+
+def _agreed(everybody: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the numbers of all ranks, which have to be the same for the same weight."""
+    numbers: dict[str, np.ndarray] = {}
+    for theirs in everybody:
+        for key, array in theirs.items():
+            if not np.array_equal(numbers.setdefault(key, array), array):
+                raise CheckpointError(
+                    f"The optimizer keeps one number for each rank's part of a weight ({key}), which means nothing in "
+                    "another layout. Set unified_checkpoint: false, or optim: adamw."
+                )
+    return numbers
 
 
 def write_own_state(optimizer: Any, division: Division, path: Path) -> None:
@@ -168,7 +181,7 @@ def read_state(optimizer: Any, division: Division, path: Path, whole: bool) -> N
     own: dict[str, paddle.Tensor] = {}
     for parameter, name in names.items():
         for kind in kinds[name]:
-            array = stored[f"{name}@{kind}"].load()
+            array = stored[f"{name}@{kind}"].mapped()
             if whole and array.shape == division.whole_shape(name):
                 array = division.held(name, array)
             tensor = to_tensor(array, str(array.dtype))

@@ -33,10 +33,10 @@ HARMLESS = frozenset(
         "evaluation_strategy", "eval_steps", "max_evaluate_steps", "minimum_eval_times", "eval_accumulation_steps",
         "prediction_loss_only", "per_device_eval_batch_size", "eval_with_do_generation", "save_generation_output",
         "eval_dataset_path", "test_dataset_path", "eval_dataset_type", "max_eval_samples", "eval_packing",
-        "save_strategy", "save_steps", "unified_checkpoint", "save_total_limit", "save_on_each_node", "load_best_model_at_end",
-        "metric_for_best_model", "greater_is_better", "resume_from_checkpoint", "allow_resume_differences",
-        "ignore_data_skip", "ignore_load_lr_and_optim", "ignore_save_lr_and_optim", "dataloader_num_workers",
-        "lazy", "local_rank", "recompute", "recompute_granularity", "no_recompute_layers",
+        "save_strategy", "save_steps", "unified_checkpoint", "save_total_limit", "save_on_each_node",
+        "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "resume_from_checkpoint",
+        "allow_resume_differences", "ignore_data_skip", "ignore_load_lr_and_optim", "ignore_save_lr_and_optim",
+        "dataloader_num_workers", "lazy", "local_rank", "recompute", "recompute_granularity", "no_recompute_layers",
         "recompute_use_reentrant", "offload_optim", "offload_recompute_inputs", "release_grads", "top_k", "top_p",
         "temperature", "repetition_penalty", "decode_strategy", "max_new_tokens", "min_new_tokens", "stop",
     }
@@ -174,11 +174,12 @@ def refuse_parts_of_another_layout(checkpoint: Path, saved: Mapping[str, Any], n
         return
     words = "; ".join(f"{what} {before[what]!r}, now {after[what]!r}" for what in before if before[what] != after[what])
     raise CheckpointError(
-        f"{checkpoint} holds the part of each rank (unified_checkpoint: false), and this run is divided in another way: "
-        f"{words}. The optimizer's state in it (moments, float32 weights) cannot be divided anew and would be lost. "
-        "Either go on in the old layout, with unified_checkpoint: true from now on: every layout goes on from the next "
-        f"checkpoint. Or take the weights alone into a new run: paddlesft merge-shards {checkpoint} NEW_DIRECTORY, and "
-        "set model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and another output_dir."
+        f"{checkpoint} holds the part of each rank (unified_checkpoint: false), and this run is divided in another "
+        f"way: {words}. The optimizer's state in it (moments, float32 weights) cannot be divided anew and would be "
+        "lost. Either go on in the old layout, with unified_checkpoint: true from now on: every layout goes on from "
+        "the next checkpoint. Or take the weights alone into a new run: paddlesft merge-shards "
+        f"{checkpoint} NEW_DIRECTORY, and set model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and "
+        "another output_dir."
     )
 
 

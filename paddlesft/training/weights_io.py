@@ -126,7 +126,7 @@ def load_weights(model: paddle.nn.Layer, directory: Path) -> None:
         shapes, weights = {name: shape for name, _, shape, _ in found}, {name: load for name, _, _, load in found}
     else:
         tensors, _ = read_weights(directory)
-        shapes, weights = {n: t.shape for n, t in tensors.items()}, {n: t.load for n, t in tensors.items()}
+        shapes, weights = {n: t.shape for n, t in tensors.items()}, {n: t.mapped for n, t in tensors.items()}
         if not weights:
             raise CheckpointError(f"{directory} holds no model weights (model.safetensors).")
     wrong = [k for k in division.own if k not in shapes or tuple(shapes[k]) != division.whole_shape(k)]

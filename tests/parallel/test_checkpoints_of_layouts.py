@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from paddlesft.checkpoints.merge_shards import merge_shards
+from paddlesft.config import load_run_config
+from paddlesft.errors import CheckpointError
 from paddlesft.models.weights import read_header, read_weights
-from paddlesft.training.checkpoint_saving import what_is_missing
+from paddlesft.training.checkpoint_saving import complete_checkpoints, incomplete_checkpoints, what_is_missing
+from paddlesft.training.resume import find_checkpoint
+from paddlesft.training.run import train
 from paddlesft.training.run_log import read_log
-from tests.parallel.ranks import PROGRAMS, REPO, launch_well
+from paddlesft.tuning.lora import adapter_weights
+from tests.parallel.ranks import PROGRAMS, REPO, launch, launch_well
 from tests.parallel.test_gloo_training import PP, TP, sharded
 from tests.tiny_families import write_tiny_family
 
@@ -60,13 +65,12 @@ class Resumed(NamedTuple):
 
 OTHER_LAYOUTS = [
     Resumed("full", *pair.split()) for pair in
-    ("tp2 one", "pp2 dp2", "stage2 stage1", "tp2_pp2 stage1", "one tp2", "one pp2", "stage3 one", "stage1 stage3",
-     "dp2 stage2", "pp2 one", "one tp2_pp2", "stage1 tp2_pp2")
+    ("tp2 one", "pp2 dp2", "stage2 stage1", "tp2_pp2 stage1", "stage3 one", "stage1 stage3", "one tp2_pp2")
 ]  # fmt: skip
-OTHER_LAYOUTS += [Resumed("lora", *pair.split()) for pair in ("tp2 one", "pp2 dp2", "stage3 tp2", "tp2_pp2 stage1")]
-OTHER_LAYOUTS += [Resumed("prefix", *pair.split()) for pair in ("tp2 one", "one stage3")]
-PARTS = [Resumed("full", name, name, False) for name in ("tp2", "pp2", "stage1", "stage2", "stage3", "tp2_pp2")]
-PARTS += [Resumed("lora", name, name, False) for name in ("tp2", "pp2")]
+OTHER_LAYOUTS += [Resumed("lora", *pair.split()) for pair in ("tp2 one", "pp2 dp2", "tp2_pp2 stage1")]
+OTHER_LAYOUTS += [Resumed("prefix", "tp2", "one")]
+PARTS = [Resumed("full", name, name, False) for name in ("stage1", "stage3", "tp2_pp2")]
+PARTS += [Resumed("lora", "tp2", "tp2", False), Resumed("lora", "pp2", "pp2", False)]
 CASES = [*OTHER_LAYOUTS, *PARTS]
 
 
@@ -127,12 +131,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = ["ignore_load_lr_and_optim=true", f"output_dir={root / 'fresh'}"]
     without = resumed_job(Resumed("full", "tp2", "one"), root, *other)
     run(1, saving[1], root)
-    run(4, saving[4], root)
+    run(4, [*saving[4], *resuming[4]], root)
     divided = [*saving[2], job("dropout", "tp2", "dropout-tp2", root), *resuming[2], resumed_job(exact, root)]
+    # an exploding learning rate: the first checkpoint is the best one
+    keys = ["evaluation_strategy=steps", "eval_steps=1", "save_steps=1", "save_total_limit=2", "learning_rate=0.5"]
+    keys += ["load_best_model_at_end=true", f"eval_dataset_path={root / 'data' / 'train.json'}"]
+    keys += ["metric_for_best_model=loss", "lr_scheduler_type=constant"]
+    divided += [job("full", layout, f"best-{layout}", root, *keys) for layout in ("pp2", "stage3")]
     late = [job for job in resuming[2] if not job["divided"]]  # in a process of its own: see own_training.py
     run(2, [job for job in sorted(divided, key=lambda job: job["divided"]) if job not in late], root)
     run(2, late, root)
-    run(4, resuming[4], root)
     run(1, [*resuming[1], without], root)
     return root
 
@@ -171,11 +179,55 @@ def test_a_unified_checkpoint_has_the_files_of_one_process(runs: Path, layout: s
     assert json.loads((here / "config.json").read_text()).get("tensor_parallel_degree", 1) in (-1, 1)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2_pp2"])
-def test_parts_of_ranks_can_be_merged(runs: Path, layout: str, tmp_path: Path) -> None:
-    parts, whole = (runs / f"full-{layout}{more}" / f"checkpoint-{SAVED}" for more in ("-parts", ""))
+@pytest.mark.parametrize("case", [("full", "tp2_pp2"), ("lora", "tp2"), ("lora", "pp2")])
+def test_parts_of_ranks_can_be_merged(runs: Path, case: tuple[str, str], tmp_path: Path) -> None:
+    parts, whole = (runs / saved_name(*case, unified) / f"checkpoint-{SAVED}" for unified in (False, True))
     merge_shards(parts, tmp_path / "merged")
+    if case[0] == "lora":
+        merged, unified = adapter_weights(tmp_path / "merged"), adapter_weights(whole)
+        assert merged.keys() == unified.keys()
+        assert all(abs(merged[name] - unified[name]).max() < 1e-5 for name in merged)
+        return
     merged, unified = read_weights(tmp_path / "merged")[0], read_weights(whole)[0]
     assert merged.keys() == unified.keys()
     for name, tensor in merged.items():
         assert abs(tensor.load() - unified[name].load()).max() < 1e-5, name
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_rank_killed_while_saving_leaves_the_last_checkpoint_intact(
+    runs: Path, unified: bool, tmp_path: Path
+) -> None:
+    for name in ("model", "data"):
+        (tmp_path / name).symlink_to(runs / name)
+    dying = job("lora", "tp2", "dying", tmp_path, "save_steps=1", "unified_checkpoint=false")
+    (tmp_path / "jobs.json").write_text(json.dumps([dying]), encoding="utf-8")
+    finished = launch(2, "dying_rank.py", tmp_path / "jobs.json", logs=tmp_path / "logs", seconds=200)
+    assert finished.code != 0
+    assert [path.name for path in complete_checkpoints(tmp_path / "dying")] == ["checkpoint-1"]
+    broken = incomplete_checkpoints(tmp_path / "dying")
+    assert [path.name for path, _ in broken] == [".checkpoint-2.incomplete"]
+    found, passed_over = find_checkpoint(tmp_path / "dying", None, overwrite=False)
+    assert found == tmp_path / "dying" / "checkpoint-1" and passed_over == broken
+
+
+def test_parts_of_another_layout_are_refused(runs: Path) -> None:
+    parts = runs / "full-tp2_pp2-parts" / f"checkpoint-{SAVED}"
+    again = job("full", "one", "refused", runs, f"resume_from_checkpoint={parts}")
+    with pytest.raises(CheckpointError) as error:
+        train(load_run_config(None, again["config"]))
+    text = str(error.value)
+    assert "holds the part of each rank (unified_checkpoint: false)" in text and "tensor 2, now 1" in text
+    assert "moments, float32 weights) cannot be divided anew and would be lost" in text
+    assert f"paddlesft merge-shards {parts} NEW_DIRECTORY" in text and "unified_checkpoint: true from now on" in text
+
+
+def test_the_best_checkpoint_and_the_limit_work_in_every_layout(runs: Path) -> None:
+    for layout in ("pp2", "stage3"):
+        out = runs / f"best-{layout}"
+        kept = [path.name for path in complete_checkpoints(out)]
+        state = json.loads((out / "trainer_state.json").read_text())
+        best = Path(state["best_model_checkpoint"])
+        assert best.name in kept and len(kept) == 2
+        found, wanted = read_weights(out)[0], read_weights(best)[0]
+        assert all((found[name].load() == wanted[name].load()).all() for name in wanted)

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 
 from paddlesft.errors import CheckpointError
 from paddlesft.models.weights import read_header
 from paddlesft.parallel.division import Division
-from paddlesft.training.optimizer_state import read_state, write_whole_state
+from paddlesft.training.optimizer_state import _agreed, read_state, write_whole_state
 from paddlesft.training.training_state import DIRECTORY, load_random_state, load_training_state
 from tests.training.small_runs import small_run
 
@@ -59,3 +60,11 @@ def test_random_generators_go_back_to_where_they_were(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
     (tmp_path / "checkpoint-1" / DIRECTORY / "rng_state.pth").unlink()
     assert load_random_state(tmp_path / "checkpoint-1") is False
+
+
+def test_numbers_that_belong_to_a_ranks_part_cannot_be_unified() -> None:
+    half = {"embedding@moment2_0": np.array([0.5], dtype=np.float32)}
+    assert _agreed([half, {}, dict(half)]) == half
+    with pytest.raises(CheckpointError, match=r"one number for each rank's part of a weight \(embedding@moment2_0\), .*"
+                       r"unified_checkpoint: false, or optim: adamw"):  # fmt: skip
+        _agreed([half, {"embedding@moment2_0": np.array([0.4], dtype=np.float32)}])

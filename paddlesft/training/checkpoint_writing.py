@@ -51,6 +51,8 @@ def write_checkpoint(trainer: Any, output_dir: Path, step: int) -> None:
                 trainer.write_identity(scratch)
         if not unified:
             _find_all(scratch, _own_files(trainer))
+    if trainer.keep_best and world_size() > 1:
+        _let_all_see(output_dir / f"checkpoint-{step}")
 
 
 def _own_files(trainer: Any) -> list[str]:
@@ -61,6 +63,19 @@ def _own_files(trainer: Any) -> list[str]:
     if is_first_copy("data") and not trainer.args.ignore_save_lr_and_optim:
         files.append(f"{DIRECTORY}/{own_optimizer_file()}")
     return files
+
+
+def _let_all_see(checkpoint: Path) -> None:
+    """Make sure at the first checkpoint, not at the end, that every rank can read the best one."""
+    wait_for_all()
+    seen: list[Any] = []
+    dist.all_gather_object(seen, checkpoint.is_dir())
+    blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
+    if blind:
+        raise CheckpointError(
+            f"load_best_model_at_end: true, but rank {', '.join(blind)} cannot see {checkpoint}, which the first rank "
+            "has written. Let output_dir be on storage that all nodes share, or set load_best_model_at_end: false."
+        )
 
 
 def _find_all(scratch: Path, own: list[str]) -> None:

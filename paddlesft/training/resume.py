@@ -161,6 +161,8 @@ def rows_per_step(identity: Mapping[str, Any]) -> int:
 def refuse_parts_of_another_layout(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on from the parts of ranks that had another place in the model.
 
+    Under sharding alone only the optimizer's state is in parts; ``ignore_load_lr_and_optim`` goes on without it.
+
     Args:
         checkpoint: where the run would go on from.
         saved: the identity that it was written with.
@@ -172,14 +174,21 @@ def refuse_parts_of_another_layout(checkpoint: Path, saved: Mapping[str, Any], n
     before, after = _parts(saved), _parts(now)
     if saved.get("config", {}).get("unified_checkpoint", True) or before == after or before == _parts({}):
         return
+    has_whole_weights = before["tensor"] == before["pipeline"] == 1
+    if has_whole_weights and now.get("config", {}).get("ignore_load_lr_and_optim"):
+        return
+    alone = (
+        "Or go on with its weights and a fresh optimizer: ignore_load_lr_and_optim: true."
+        if has_whole_weights
+        else f"Or take the weights alone into a new run: paddlesft merge-shards {checkpoint} NEW_DIRECTORY, and set "
+        "model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and another output_dir."
+    )
     words = "; ".join(f"{what} {before[what]!r}, now {after[what]!r}" for what in before if before[what] != after[what])
     raise CheckpointError(
         f"{checkpoint} holds the part of each rank (unified_checkpoint: false), and this run is divided in another "
         f"way: {words}. The optimizer's state in it (moments, float32 weights) cannot be divided anew and would be "
         "lost. Either go on in the old layout, with unified_checkpoint: true from now on: every layout goes on from "
-        "the next checkpoint. Or take the weights alone into a new run: paddlesft merge-shards "
-        f"{checkpoint} NEW_DIRECTORY, and set model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and "
-        "another output_dir."
+        f"the next checkpoint. {alone}"
     )
 
 

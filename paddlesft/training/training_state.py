@@ -76,8 +76,9 @@ def load_training_state(directory: Path, trainer: Any) -> None:
     missing = [path.name for path in (optimizer, directory / SCHEDULER) if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory} has no {' and no '.join(missing)}: it was saved with ignore_save_lr_and_optim. It cannot be "
-            "resumed; add ignore_load_lr_and_optim: true to start a fresh optimizer from its weights."
+            f"{directory} has no {' and no '.join(missing)}: it was saved with ignore_save_lr_and_optim, or by an "
+            "earlier version. It cannot be resumed; add ignore_load_lr_and_optim: true to start a fresh optimizer from "
+            "its weights."
         )
     read_state(trainer.optimizer, Division(trainer.model), optimizer, whole=optimizer.name == OPTIMIZER)
     trainer.lr_scheduler.set_state_dict(paddle.load(str(directory / SCHEDULER)))

@@ -28,3 +28,13 @@ def test_a_failure_leaves_nothing_that_looks_like_a_checkpoint(tmp_path: Path, m
         small_run(tmp_path, "lora=true", "max_steps=2", "save_strategy=steps", "save_steps=2")
     assert complete_checkpoints(tmp_path) == []
     assert [path.name for path, _ in incomplete_checkpoints(tmp_path)] == [".checkpoint-2.incomplete"]
+
+
+def test_a_best_checkpoint_that_some_ranks_cannot_read_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_writing.dist, "all_gather_object", lambda found, own: found.extend([True, own]))
+    (tmp_path / "checkpoint-2").mkdir()
+    checkpoint_writing._let_all_see(tmp_path / "checkpoint-2")
+    with pytest.raises(CheckpointError, match=r"load_best_model_at_end: true, but rank 1 cannot see .*checkpoint-3"):
+        checkpoint_writing._let_all_see(tmp_path / "checkpoint-3")

@@ -93,6 +93,12 @@ def test_parts_of_ranks_fit_their_own_layout_only() -> None:
     assert "tensor 2, now 1; sharding stage '', now 'stage2'" in text and "would be lost" in text
     assert "unified_checkpoint: true from now on" in text
     assert "paddlesft merge-shards run/checkpoint-20 NEW_DIRECTORY" in text
+    assert text.endswith("NEW_DIRECTORY and another output_dir.")
+    sharded = identity("unified_checkpoint=false", "sharding=stage1")
+    sharded["layout"]["sharding"] = 2
+    with pytest.raises(CheckpointError, match=r"fresh optimizer: ignore_load_lr_and_optim: true\.$"):
+        resume.refuse_parts_of_another_layout(path, sharded, identity())
+    resume.refuse_parts_of_another_layout(path, sharded, identity("ignore_load_lr_and_optim=true"))
 
 
 def test_all_nodes_have_to_see_the_same_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,13 @@ def show_outcome(
         console.print(f"configs, logs and results: {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _shown(plan: Rehearsal, what: str, number: float) -> str:
+    from paddlesft.training.rehearsal_runs import NORM
+
+    limit = plan.run_config.training.max_grad_norm
+    return f"<= {limit:g}" if what == NORM and number == limit else f"{number:.6f}"  # it was not clipped
+
+
 def as_json(plan: Rehearsal, outcome: Outcome, tolerance: float, seconds: float, kept: Path | None) -> dict[str, Any]:
     """Return the facts that are shown, in plain values."""
     return {

@@ -34,7 +34,6 @@ class LayoutRequest:
         global_batch: rows of a step that somebody asks for; None: whatever comes out.
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
-        prefix_tokens: of Prefix-Tuning; 0 without it.
         optim, amp_master_grad: as the config's keys.
         kept_layers: layers are to be left out of full recompute.
     """
@@ -52,7 +51,6 @@ class LayoutRequest:
     global_batch: int | None = None
     max_length: int = 2048
     generates: tuple[str, ...] = ()
-    prefix_tokens: int = 0
     optim: str = "adamw"
     amp_master_grad: bool = False
     kept_layers: bool = False
@@ -218,12 +216,6 @@ def _pipeline(request: LayoutRequest, plan: TensorPlan, family: Family) -> Itera
             (PP, *request.generates),
             f"{' and '.join(request.generates)}: found true with {PP} {p}; a pipeline does not generate; "
             f"allowed: false, or {PP} 1.",
-        )
-    if request.prefix_tokens:
-        yield (
-            (PP, "prefix_tuning"),
-            f"prefix_tuning: found true with {PP} {p}; PaddleNLP's pipelines have no place for a prefix; allowed: "
-            f"lora: true, or {PP} 1.",
         )
     if request.kept_layers and not family.pipe_keeps_layers:
         yield (

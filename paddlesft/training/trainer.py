@@ -39,6 +39,7 @@ from paddlesft.training.sharded_passes import SHARDED, sharded_passes
 from paddlesft.training.skipped_step import SkippedStep
 from paddlesft.training.training_state import load_random_state, load_training_state
 from paddlesft.training.weights_io import load_weights
+from paddlesft.tuning.prefix_model import stage_or_model
 
 MOST_BAD_STEPS = 5  # steps in a row whose loss is not finite, after which a run has diverged
 WRAPPERS = (paddle.DataParallel, TensorParallel, ShardingParallel, *SHARDED)  # what PaddleNLP puts around a model
@@ -98,13 +99,14 @@ class SFTTrainer(Trainer):
         self._held_memory = 0
         self._resume_from: Path | None = None
         super().__init__(
-            model=model,
+            model=stage_or_model(model),
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=[_Hooks(self), *callbacks],
         )
+        self.model = self.model_wrapped = model
         for shown in (PrinterCallback, ProgressCallback):
             self.pop_callback(shown)
 
@@ -151,7 +153,7 @@ class SFTTrainer(Trainer):
         The wrappers' constructors have made the ranks' weights equal. What else they do is to hand the inputs of one
         rank to those that share its layers, which have read the same rows themselves.
         """
-        self._wrapper = wrapped = super()._wrap_model(model, training)
+        self._wrapper = wrapped = super()._wrap_model(stage_or_model(model), training)
         self._passes = None
         while isinstance(wrapped, WRAPPERS):
             wrapped = wrapped._layer if isinstance(wrapped, SHARDED) else wrapped._layers

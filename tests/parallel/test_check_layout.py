@@ -139,11 +139,6 @@ MESSAGES = [
         "2; a pipeline does not generate; allowed: false, or pipeline_parallel_degree 1.",
     ),
     (
-        dict(world=2, pipeline_parallel_degree=2, prefix_tuning=True),
-        "prefix_tuning: found true with pipeline_parallel_degree 2; PaddleNLP's pipelines have no place for a prefix; "
-        "allowed: lora: true, or pipeline_parallel_degree 1.",
-    ),
-    (
         dict(world=2, family="qwen2", pipeline_parallel_degree=2, recompute=True, no_recompute_layers=[0]),
         "no_recompute_layers: set with pipeline_parallel_degree 2; PaddleNLP's pipeline of family qwen2 recomputes all "
         "layers or none; allowed: leave the key out.",
@@ -335,7 +330,7 @@ requests = st.builds(
     sharding=st.one_of(st.none(), st.integers(1, 9)), stage=st.integers(0, 3), virtual=st.integers(1, 3),
     sequence_parallel=st.booleans(), micro_batch=st.integers(1, 4), accumulation=st.integers(1, 16),
     global_batch=st.one_of(st.none(), st.integers(1, 64)), max_length=st.integers(2, 4096),
-    generates=st.sampled_from([(), ("do_predict",)]), prefix_tokens=st.sampled_from([0, 16]),
+    generates=st.sampled_from([(), ("do_predict",)]),
     kept_layers=st.booleans(),
 )  # fmt: skip
 plans = {family.name: family.plan({}) for family in FAMILIES}

@@ -46,6 +46,13 @@ def test_the_first_rank_is_shown_and_all_have_logs(tmp_path: Path, monkeypatch: 
     assert not any("s3cr3t" in path.read_text(encoding="utf-8") for path in (tmp_path / "logs").iterdir())
 
 
+def test_lines_and_the_live_line_of_one_terminal_keep_their_order(tmp_path: Path) -> None:
+    launched, shown = launch_plain("well", tmp_path, environ={"PADDLESFT_TERMINALS": "stdout,stderr:50"})
+    assert launched.code == 0, launched.report()
+    assert shown == {"stdout": "\x1b[1mübrig\x1b[0m\n\rlive 50 True True".encode(), "stderr": b""}
+    assert "live" not in launched.logs[0].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

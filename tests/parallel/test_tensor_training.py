@@ -33,6 +33,8 @@ NAMES = [family.name for family in FAMILIES if family.tensor_parallel]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-odd": ("llama", {"vocab_size": 1025}),  # embedding and head stay whole
     "gemma-odd": ("gemma", {"vocab_size": 1025}),
+    "llama-fused": ("llama", {"fuse_attention_qkv": True, "fuse_attention_ffn": True}),
+    "gpt-fused": ("gpt", {"fuse_attention_qkv": True}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "opt-untied": ("opt", {"seed": 8}),  # with 7 the input of a ReLU comes within 1e-7 of its kink
     "opt-narrow": ("opt", {"word_embed_proj_dim": 32, "normalize_before": False}),
@@ -48,16 +50,19 @@ MODELS = {name: family_named(name) for name in NAMES} | {
 CASES = [(name, kind) for name in MODELS for kind in KINDS]
 TWO_RANKS = ["tensor_parallel_degree=2"]
 
+BROKEN = ("tensor parallel gradient", "gradients of tokens")  # see programs/own_training.py
+
 
 def degrees(name: str, kind: str) -> list[str]:
     shares_tokens = kind == "packed" and MODELS[name].sequence_parallel
     return [*TWO_RANKS, "sequence_parallel=true"] if shares_tokens else TWO_RANKS
 
 
-def job(name: str, kind: str, models: Path, root: Path, more: list[str]) -> dict[str, Any]:
+def job(name: str, kind: str, models: Path, root: Path, more: list[str], broken: str = "") -> dict[str, Any]:
     keys = [f"model_name_or_path={models / name}", f"dataset_name_or_path={models / 'data'}"]
-    keys += [f"output_dir={root / f'{name}-{kind}'}", "lora=false", "max_length=96", "src_length=64"]
-    keys += ["save_strategy=no", f"max_steps={STEPS}", "logging_steps=1", "evaluation_strategy=epoch"]
+    title = f"{name}-{kind}{' without ' * bool(broken)}{broken}"
+    keys += [f"output_dir={root / title}", "lora=false", "max_length=96", "src_length=64"]
+    keys += ["save_strategy=no", f"max_steps={STEPS}", "logging_steps=1", "evaluation_strategy=steps"]
     keys += [
         "max_grad_norm=0.5",
         "device=cpu",
@@ -66,7 +71,7 @@ def job(name: str, kind: str, models: Path, root: Path, more: list[str]) -> dict
         "gradient_accumulation_steps=2",
     ]
     keys += [*KINDS[kind], *more]
-    return {"name": f"{name}-{kind}", "config": keys, "divided": bool(more), "momentum": 0.1}
+    return {"name": title, "config": keys, "divided": bool(more), "momentum": 0.1, "broken": broken or None}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,8 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for root in (one, two):
         jobs = [job(*case, models, root, degrees(*case) if root is two else []) for case in CASES]
+        if root is two:
+            jobs += [job("llama", "packed", models, root, degrees("llama", "packed"), broken) for broken in BROKEN]
         (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     command = [sys.executable, PROGRAMS / "own_training.py", one / "jobs.json"]
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
@@ -116,6 +123,12 @@ def test_divided_layers_train_as_whole_ones(runs: tuple[Path, Path], name: str, 
     assert sum(point[1] == "train" for point in alone) == STEPS and any(point[1] == "eval" for point in alone)
     assert alone[0][-1] - alone[STEPS - 1][-1] > 0.05  # it learns
     assert max(abs(a[-1] - b[-1]) for a, b in zip(alone, together)) < TOLERANCE
+
+
+@pytest.mark.parametrize("sum_left_out", BROKEN)
+def test_a_sum_that_is_left_out_is_noticed(runs: tuple[Path, Path], sum_left_out: str) -> None:
+    alone, together = curve(runs[0] / "llama-packed"), curve(runs[1] / f"llama-packed without {sum_left_out}")
+    assert max(abs(a[-1] - b[-1]) for a, b in zip(alone, together)) > TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

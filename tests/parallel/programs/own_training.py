@@ -27,6 +27,7 @@ from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 from paddlesft.config import load_run_config
 from paddlesft.parallel import gloo
 from paddlesft.parallel.gloo.process_group import FINISHED, SocketProcessGroup
+from paddlesft.training import passes
 from paddlesft.training import run as training_run
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.trainer import SFTTrainer
@@ -90,6 +91,7 @@ def broken(what: str | None) -> contextlib.AbstractContextManager[Any]:
                 "backward",
                 staticmethod(lambda ctx, gradient: gradient),
             ),
+            "gradients of tokens": (passes, "sum_sequence_gradients", lambda parameters: None),
             "gradients of sharding": (SocketProcessGroup, "reduce", lambda self, *_: FINISHED),
         }[what]
     )

@@ -70,8 +70,11 @@ def run(argv: list[str]) -> int:
     with _kept_unless(directory) as removal:
         from paddlesft.training.rehearsal_runs import run_rehearsal
 
+        configs = write_rehearsal(plan, directory)
+        if options.no_resume:
+            del configs["resumed"]
         outcome = run_rehearsal(
-            directory, write_rehearsal(plan, directory), plan.small.world_size, options.tolerance, PROGRAM,
+            directory, configs, plan.small.world_size, options.tolerance, PROGRAM,
             lambda text: console.print(f"running {text} ...", markup=False, highlight=False),
         )  # fmt: skip
         removal["wanted"] = outcome.passed and not options.keep
@@ -104,6 +107,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=1e-4,
         help="largest difference of two losses, and relative of two norms (1e-4)",
     )
+    parser.add_argument("--no_resume", action="store_true", help="do not resume the checkpoint that was saved half-way")
     parser.add_argument("--keep", action="store_true", help="keep configs, model, logs and results of a PASS too")
     parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
     options, rest = parser.parse_known_args(argv)
@@ -184,9 +188,8 @@ def show_outcome(
             [[str(row.step), row.what, *(_shown(plan, row.what, n) for n in (row.one, row.ranks)),
               f"{row.difference:.1e}"] for row in outcome.rows],
         )  # fmt: skip
-    times = ", ".join(
-        f"{'one process' if name == 'one' else ranks} {taken:.0f} s" for name, taken in outcome.seconds.items()
-    )
+    names = {"one": "one process", "ranks": ranks, "resumed": "resumed"}
+    times = ", ".join(f"{names[name]} {taken:.0f} s" for name, taken in outcome.seconds.items())
     verdict = "PASS" if outcome.passed else "FAIL"
     detail = outcome.reason
     if outcome.passed:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paddlesft.parallel.launch import launch
@@ -32,7 +32,8 @@ class Compared:
 
     Attributes:
         step: optimizer steps done.
-        what: ``"train loss"``, ``"evaluation loss"``, ``"gradient norm"``.
+        what: ``"train loss"``, ``"evaluation loss"``, ``"gradient norm"``, with ``", resumed"`` behind it for ranks
+            that went on from a checkpoint.
         one, ranks: losses in nats per trained token; norms before clipping, at least ``max_grad_norm``. NaN where a run
             has none.
     """
@@ -57,7 +58,7 @@ class Outcome:
         passed: both runs ended well, and all losses and gradient norms agree.
         reason: why not; empty when passed.
         rows: what was compared.
-        seconds: time of each run: ``one``, ``ranks``.
+        seconds: time of each run: ``one``, ``ranks``, ``resumed``.
         logs: files that say more, by run.
     """
 
@@ -72,7 +73,7 @@ def run_rehearsal(
     directory: Path, configs: dict[str, Path], ranks: int, tolerance: float, program: Sequence[str],
     report: Callable[[str], None] = lambda text: None,
 ) -> Outcome:  # fmt: skip
-    """Run both configs, the single process first, and compare their losses and gradient norms.
+    """Run the configs, the single process first, and compare their losses and gradient norms.
 
     Args:
         directory: of the rehearsal; receives logs.
@@ -86,19 +87,27 @@ def run_rehearsal(
         The outcome; a run that fails is one that has not passed.
     """
     outcome = Outcome(passed=False)
-    for name, text in (("one", "one process"), ("ranks", f"{ranks} ranks")):
-        report(text)
+    names = {
+        "one": "one process",
+        "ranks": f"{ranks} ranks",
+        "resumed": f"{ranks} ranks, resumed from their checkpoint",
+    }
+    for name in configs:
+        report(names[name])
         begin = time.monotonic()
+        command = [*program, str(configs[name])]
         if name == "one":
-            failure, outcome.logs[name] = run_alone([*program, str(configs[name])], directory / "one.log")
+            failure, outcome.logs[name] = run_alone(command, directory / "one.log")
         else:
-            failure, outcome.logs[name] = run_ranks([*program, str(configs[name])], ranks, directory / "logs")
+            failure, outcome.logs[name] = run_ranks(command, ranks, directory / f"logs-{name}")
         outcome.seconds[name] = time.monotonic() - begin
         if failure:
-            outcome.reason = f"the run of {text} failed: {failure}"
+            outcome.reason = f"the run of {names[name]} failed: {failure}"
             return outcome
     max_grad_norm = json.loads(configs["ranks"].read_text(encoding="utf-8")).get("max_grad_norm", 1.0)
     outcome.rows = compare(directory / "run-one", directory / "run-ranks", max_grad_norm)
+    if "resumed" in configs:
+        outcome.rows += compare_resumed(directory / "run-one", directory / "run-resumed")
     outcome.reason = judge(outcome.rows, tolerance)
     outcome.passed = not outcome.reason
     return outcome
@@ -172,6 +181,14 @@ def compare(one: Path, ranks: Path, max_grad_norm: float) -> list[Compared]:
         for wanted, what in order
         for kind, step in known
         if kind == wanted and not (kind == NORM and all(n.get((kind, step)) == max_grad_norm for n in found))
+    ]
+
+
+def compare_resumed(one: Path, resumed: Path) -> list[Compared]:
+    """Put the losses of a run that was resumed beside those of one that was not; see ``compare``."""
+    later = [row for row in compare(one, resumed, 0.0) if not math.isnan(row.ranks)]
+    return [replace(row, what=f"{row.what}, resumed") for row in later] or [
+        Compared(0, f"{COLUMNS['train']}, resumed", math.nan, math.nan)
     ]
 
 

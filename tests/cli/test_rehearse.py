@@ -45,17 +45,18 @@ def faulty(fault: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_production_config_of_eight_cards_passes(place: Path, run_cli: Run) -> None:
-    keys = ("tensor_parallel_degree=2", "pipeline_parallel_degree=2", "sharding=stage1")
+    keys = ("tensor_parallel_degree=4", "pipeline_parallel_degree=2")
     done = run_cli(
-        "rehearse", SFT, "--world_size", 8, "--max_processes", 8, "--model_config", place / "config.json", *keys,
+        "rehearse", SFT, "--world_size", 8, "--max_processes", 4, "--model_config", place / "config.json", *keys,
         cwd=place, TMPDIR=str(place / "tmp"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^PASS: largest difference \d\.\de-0[5-9], allowed 0\.0001$", done.stdout, re.MULTILINE)
-    for kind, count in (("train loss", 6), ("gradient norm", 6), ("evaluation loss", 2)):
+    for kind, count in (("train loss", 6), ("gradient norm", 6), ("evaluation loss", 2),
+                        ("train loss, resumed", 3), ("evaluation loss, resumed", 1)):  # fmt: skip
         found = re.findall(rf"^\d +{kind} +\d+\.\d+ +\d+\.\d+ +\d\.\de[-+]\d+", done.stdout, re.MULTILINE)
         assert len(found) == count, done.stdout
-    assert "tensor_parallel_degree 2, pipeline_parallel_degree 2, sharding stage1" in done.stdout
+    assert "rehearsed: tensor_parallel_degree 2, pipeline_parallel_degree 2 (4 CPU processes)" in done.stdout
     assert not list((place / "tmp").glob("paddlesft-rehearsal-*"))
 
 
@@ -63,7 +64,8 @@ def test_a_production_config_of_eight_cards_passes(place: Path, run_cli: Run) ->
 @pytest.mark.parametrize("fault", ["gradient", "factor"])
 def test_wrong_gradients_fail(fault: str, place: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearse, "PROGRAM", faulty(fault))
-    done = run_here("rehearse", SFT, "--json", "--model_config", place / "config.json", "tensor_parallel_degree=2")
+    keys = ("--model_config", place / "config.json", "tensor_parallel_degree=2", "--no_resume", "--steps", 2)
+    done = run_here("rehearse", SFT, "--json", *keys)
     assert done.returncode == 1, done.stderr
     facts = json.loads(done.stdout)
     assert not facts["passed"]
@@ -72,10 +74,10 @@ def test_wrong_gradients_fail(fault: str, place: Path, run_here: Run, monkeypatc
     first = facts["losses"][0]
     assert first["what"] == "train loss" and first["difference"] < 1e-5  # the forward pass is right
     kept = Path(facts["directory"])
-    assert {"model", "data", "one.json", "ranks.json", "logs", "run-one", "run-ranks"} <= {
+    assert {"model", "data", "one.json", "ranks.json", "logs-ranks", "run-one", "run-ranks"} <= {
         p.name for p in kept.iterdir()
     }
-    assert (kept / "logs/workerlog.1").is_file()
+    assert (kept / "logs-ranks/workerlog.1").is_file()
 
 
 @pytest.mark.slow
@@ -85,7 +87,7 @@ def test_a_rank_that_dies_fails_with_its_own_error(place: Path, run_here: Run, m
     assert done.returncode == 1
     said = "FAIL: the run of 2 ranks failed: rank 1 failed first: RuntimeError: the card fell off the bus\n"
     assert said in done.stdout
-    assert re.search(r"^log: \S+/logs/workerlog\.1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^log: \S+/logs-ranks/workerlog\.1$", done.stdout, re.MULTILINE)
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -16,7 +16,7 @@ from paddlesft.errors import ConfigError, UserError
 from paddlesft.models.families import FAMILIES, family_named
 from paddlesft.parallel.layout import AXES
 from paddlesft.training.rehearsal import Rehearsal, find_tokenizer, plan_rehearsal, write_rehearsal
-from paddlesft.training.rehearsal_runs import Compared, compare, gradient_norms, judge, last_error
+from paddlesft.training.rehearsal_runs import Compared, compare, compare_resumed, gradient_norms, judge, last_error
 from tests.models.test_shrink import PUBLISHED, published
 
 LLAMA = {**published(family_named("llama")), "num_attention_heads": 32, "num_key_value_heads": 32,
@@ -134,6 +134,10 @@ def test_both_configs_load_and_have_one_global_batch(tmp_path: Path, monkeypatch
     assert batches["one"] == 2 * batches["ranks"] == plan.small.global_batch
     one, ranks = (json.loads(files[name].read_text(encoding="utf-8")) for name in ("one", "ranks"))
     assert (ranks["tensor_parallel_degree"], ranks["pipeline_parallel_degree"], ranks["sharding"]) == (2, 2, "stage1")
+    assert ranks["save_steps"] == 3 and one["save_strategy"] == "no"
+    resumed = load_run_config(files["resumed"]).training
+    assert resumed.resume_from_checkpoint == f"{tmp_path}/run-ranks/checkpoint-3"
+    assert resumed.output_dir == f"{tmp_path}/run-resumed"
     assert one.get("sharding", "") == "" and one.get("tensor_parallel_degree", -1) == -1
 
 
@@ -229,6 +233,17 @@ def test_what_differs_is_named(changes: dict[str, Any], reason: str, rows: Calla
 
 def test_runs_that_logged_nothing_do_not_agree(tmp_path: Path) -> None:
     assert judge(compare(tmp_path, tmp_path, 1.0), 1e-4) == "no loss was logged"
+
+
+def test_a_resumed_run_is_compared_from_its_checkpoint_on(tmp_path: Path) -> None:
+    one = logged(tmp_path / "one", {1: 4.0, 2: 3.5}, 3.0, None)
+    found = compare_resumed(one, logged(tmp_path / "resumed", {2: 3.75}, 3.0, None))
+    assert [(row.step, row.what) for row in found] == [(2, "train loss, resumed"), (2, "evaluation loss, resumed")]
+    assert judge(found[:1] + compare(one, one, 1.0), 1e-4).startswith(
+        "train loss, resumed of step 2 differs by 2.5e-01"
+    )
+    nothing = compare(one, one, 1.0) + compare_resumed(one, tmp_path)
+    assert judge(nothing, 1e-4) == "train loss, resumed of step 0: found nan in the log of one process"
 
 
 def test_norms_are_not_known_without_clipping(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ KINDS: dict[str, list[str]] = {
     "llama full momentum": [*ON_TWO, "tp2 pp2", "tp2 stage1", "tp2 stage2", "pp2 stage1", "stage2 dp2", "stage3 dp2"],
     "llama full bad": [*ON_TWO, "tp2 stage2", "pp2 stage1"],
     "llama lora bad": ["stage3"],
-    "llama prefix": ["dp2", "stage1", "stage2", "stage3", "tp2", "tp2 sp", "tp2 dp2", "tp2 stage2"],
+    "llama prefix": [*ON_TWO, "tp2 pp2", "tp2 dp2", "tp2 stage2", "pp2 stage1"],
     "qwen2 full": ["stage2", "stage3", "tp2", "pp2", "tp2 pp2"],
     "qwen2 lora packed": ["stage3", "tp2 sp", "pp2", "tp2 pp2"],
     "qwen2 lora": ["pp2"],

@@ -64,6 +64,7 @@ def request_of(run: RunConfig, world_size: int, global_batch: int | None = None)
         pipeline=max(training.pipeline_parallel_degree, 1),
         sharding=sharding if sharding > 0 else None,
         stage=stage,
+        offload="offload" in training.sharding,
         virtual=training.virtual_pp_degree,
         sequence_parallel=training.sequence_parallel,
         order=training.hybrid_parallel_topo_order or "pp_first",

@@ -28,6 +28,7 @@ class LayoutRequest:
         tensor, pipeline, virtual: degrees; 1 is none.
         sharding: degree; None where the config leaves it to the world size.
         stage: of sharding; 0 is none.
+        offload: sharding keeps its state in the host's memory.
         sequence_parallel: asked for.
         order: a key of ``layout.ORDERS``.
         micro_batch, accumulation: rows of a forward pass, forward passes of a step, on one rank.
@@ -43,6 +44,7 @@ class LayoutRequest:
     pipeline: int = 1
     sharding: int | None = 1
     stage: int = 0
+    offload: bool = False
     virtual: int = 1
     sequence_parallel: bool = False
     order: str = "pp_first"
@@ -271,6 +273,13 @@ def _sharding(request: LayoutRequest) -> Iterator[Finding]:
             ("sharding", TP),
             f"sharding: found stage3 with {TP} {request.tensor}; PaddleNLP combines tensor parallelism with stage1 "
             f"and stage2 only; allowed: stage1 or stage2, or {TP} 1.",
+        )
+    if stage == 2 and request.offload and request.data_degree > 1:
+        yield (
+            ("sharding", SD),
+            f"sharding: found stage2 offload with {request.data_degree} data-parallel copies; Paddle moves state to "
+            f"the host in stage2 only without data parallelism; allowed: stage2, stage3 offload, or {SD} "
+            f"{request.world_size // request.model_ranks}.",
         )
     if stage > 1 and request.data_degree > 1 and request.amp_master_grad:
         yield (

@@ -160,6 +160,13 @@ MESSAGES = [
         "stage2 only; allowed: stage1 or stage2, or tensor_parallel_degree 1.",
     ),
     (
+        dict(
+            world=4, sharding="stage2 offload", sharding_parallel_degree=2, fp16=True, bf16=False, fp16_opt_level="O2"
+        ),
+        "sharding: found stage2 offload with 2 data-parallel copies; Paddle moves state to the host in stage2 only "
+        "without data parallelism; allowed: stage2, stage3 offload, or sharding_parallel_degree 4.",
+    ),
+    (
         dict(world=4, sharding="stage2", sharding_parallel_degree=2, amp_master_grad=True, bf16=True),
         "amp_master_grad: found true with stage2 and 2 data-parallel copies; Paddle keeps master gradients in stage2 "
         "and stage3 only without data parallelism; allowed: false, or sharding_parallel_degree 4.",

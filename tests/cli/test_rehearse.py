@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -89,6 +90,20 @@ def test_a_rank_that_dies_fails_with_its_own_error(place: Path, run_here: Run, m
     assert said in done.stdout
     assert re.search(r"^log: \S+/logs-ranks/workerlog\.1$", done.stdout, re.MULTILINE)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_page_shows_a_real_rehearsal_of_a_shipped_config() -> None:
+    page = (REPO / "docs/parallel.md").read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("write_rehearsal", REPO / "tools/write_rehearsal.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    output = page.split(tool.BEGIN)[1].split(tool.END)[0].strip()
+    assert output.splitlines()[1] == f"$ paddlesft rehearse {tool.CONFIG} {' '.join(tool.ARGUMENTS)}"
+    assert re.search(r"^PASS: largest difference \d\.\de-0[5-9], allowed 0\.0001$", output, re.MULTILINE)
+    assert (REPO / tool.CONFIG).is_file()
+    assert tool.with_output(page, output) == page
+    with pytest.raises(ValueError, match=r"docs/parallel\.md has no place for the rehearsal"):
+        tool.with_output("nothing", output)
 
 
 # ---- what is shown, without running ----

@@ -25,6 +25,7 @@ from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
 from paddlesft.config import load_run_config
+from paddlesft.models import pipeline
 from paddlesft.parallel import gloo
 from paddlesft.parallel.gloo.process_group import FINISHED, SocketProcessGroup
 from paddlesft.training import passes
@@ -92,6 +93,7 @@ def broken(what: str | None) -> contextlib.AbstractContextManager[Any]:
                 staticmethod(lambda ctx, gradient: gradient),
             ),
             "gradients of tokens": (passes, "sum_sequence_gradients", lambda parameters: None),
+            "norm of shared matrices": (pipeline, "_mark_shared", lambda stage: None),
             "gradients of sharding": (SocketProcessGroup, "reduce", lambda self, *_: FINISHED),
         }[what]
     )

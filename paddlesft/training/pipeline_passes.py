@@ -71,6 +71,7 @@ class PipelinePasses(Passes):
         divided = 1 if pipeline._delay_scale_loss else pipeline.accumulate_steps
         self._loss.train(factor * divided)
         pipeline.train()
+        pipeline.set_virtual_pipeline_rank(0)  # where the schedules begin
         with self.precision():
             total = pipeline.forward_backward_pipeline(self._inputs(micro_batches), self.scaler)
         sum_sequence_gradients(self.stage.parameters())

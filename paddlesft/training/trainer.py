@@ -155,6 +155,8 @@ class SFTTrainer(Trainer):
         """
         self._wrapper = wrapped = super()._wrap_model(stage_or_model(model), training)
         self._passes = None
+        if isinstance(wrapped, SHARDED):
+            self.args.release_grads = False  # they do so where they can, and their clear_grad cannot be told to
         while isinstance(wrapped, WRAPPERS):
             wrapped = wrapped._layer if isinstance(wrapped, SHARDED) else wrapped._layers
         return wrapped

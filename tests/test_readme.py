@@ -96,7 +96,7 @@ def test_what_is_not_built_is_marked_in_both() -> None:
     assert unbuilt == [[cell == "尚未完成" for cell in row] for row in matrix(CHINESE)]
     for row in matrix(ENGLISH):
         for cell in row[1:]:
-            assert cell == "not built yet" or re.fullmatch(r"`[^`]+`( ¹)?", cell), cell
+            assert cell in ("not built yet", "–") or re.fullmatch(r"`[^`]+`( ¹)?", cell), cell
 
 
 def test_the_table_of_models_is_what_the_family_table_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +241,10 @@ def test_commands_for_the_cpu_start_and_finish(
     command: str, shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     """Two steps on eight rows instead of the whole run; everything else as the config says."""
+    if " rehearse " in command:
+        done = shell(command)
+        assert done.returncode == 0 and "PASS" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+        return
     short = "max_steps=2 max_train_samples=8 max_eval_samples=2 evaluation_strategy=no save_strategy=no"
     done = shell(f"{command} {short} load_best_model_at_end=false output_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -56,9 +56,9 @@ def facts(family: Family, refusals: dict[str, str]) -> dict[str, Any]:
         family: its row.
         refusals: of the capability table.
     """
-    from paddlesft.models.capabilities import NOT_BUILT, UNBUILT, gguf_architectures, upstream_parallel
+    from paddlesft.models.capabilities import NOT_BUILT, UNBUILT, gguf_architectures, upstream_support
 
-    upstream = upstream_parallel(family)
+    upstream = upstream_support(family)
     return {
         "name": family.name,
         "title": family.title,
@@ -86,7 +86,7 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
 
     console = Console()
     narrow = console.width < WIDE
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if narrow else 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     grid.add_column("family", no_wrap=True)
     grid.add_column("models", overflow="fold")
     for capability in CAPABILITIES:

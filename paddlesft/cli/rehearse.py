@@ -5,7 +5,7 @@
 
 The layout of the run is checked first, with the model's real sizes. Then the model is made small (random weights, same
 family, same ratios) and trained for a few steps, divided as the config says, and in one process with the same global
-batch. PASS: every loss agrees. Exit code 0 for PASS, 1 for FAIL, 2 for a layout that cannot work.
+batch. PASS: every loss and gradient norm agrees. Exit code 0 for PASS, 1 for FAIL, 2 for a layout that cannot work.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from paddlesft.training.rehearsal import Rehearsal
     from paddlesft.training.rehearsal_runs import Outcome
 
+PROGRAM = [sys.executable, "-m", "paddlesft.cli.rehearse_rank"]
 MOST_PROCESSES = 8
 MEMORY_OF_A_RANK = 0.8e9  # bytes
 
@@ -69,8 +70,11 @@ def run(argv: list[str]) -> int:
     with _kept_unless(directory) as removal:
         from paddlesft.training.rehearsal_runs import run_rehearsal
 
+        configs = write_rehearsal(plan, directory)
+        if options.no_resume:
+            del configs["resumed"]
         outcome = run_rehearsal(
-            directory, write_rehearsal(plan, directory), plan.small.world_size, options.tolerance,
+            directory, configs, plan.small.world_size, options.tolerance, PROGRAM,
             lambda text: console.print(f"running {text} ...", markup=False, highlight=False),
         )  # fmt: skip
         removal["wanted"] = outcome.passed and not options.keep
@@ -97,7 +101,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--max_processes", type=int,
         help=f"processes to start at most ({MOST_PROCESSES}, fewer where memory is short); larger layouts are shrunk",
     )  # fmt: skip
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of two losses (1e-4)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest difference of two losses, and relative of two norms (1e-4)",
+    )
+    parser.add_argument("--no_resume", action="store_true", help="do not resume the checkpoint that was saved half-way")
     parser.add_argument("--keep", action="store_true", help="keep configs, model, logs and results of a PASS too")
     parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
     options, rest = parser.parse_known_args(argv)
@@ -174,21 +184,30 @@ def show_outcome(
     if outcome.rows:
         console.print()
         _table(
-            console, ["step", "loss", "one process", ranks, "difference"],
-            [[str(row.step), row.what, f"{row.one:.6f}", f"{row.ranks:.6f}", f"{row.difference:.1e}"]
-             for row in outcome.rows],
+            console, ["step", "", "one process", ranks, "difference"],
+            [[str(row.step), row.what, *(_shown(plan, row.what, n) for n in (row.one, row.ranks)),
+              f"{row.difference:.1e}"] for row in outcome.rows],
         )  # fmt: skip
-    times = ", ".join(
-        f"{'one process' if name == 'one' else ranks} {taken:.0f} s" for name, taken in outcome.seconds.items()
-    )
+    names = {"one": "one process", "ranks": ranks, "resumed": "resumed"}
+    times = ", ".join(f"{names[name]} {taken:.0f} s" for name, taken in outcome.seconds.items())
     verdict = "PASS" if outcome.passed else "FAIL"
     detail = outcome.reason
     if outcome.passed:
         detail = f"largest difference {max(row.difference for row in outcome.rows):.1e}, allowed {tolerance:g}"
     console.print(f"\n{verdict}: {detail}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{seconds:.0f} s in all ({times})", markup=False, highlight=False)
+    if not outcome.rows:
+        logs = ", ".join(str(path) for path in list(outcome.logs.values())[-1])
+        console.print(f"log: {logs}", markup=False, highlight=False, soft_wrap=True)
     if kept is not None:
         console.print(f"configs, logs and results: {kept}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(plan: Rehearsal, what: str, number: float) -> str:
+    from paddlesft.training.rehearsal_runs import NORM
+
+    limit = plan.run_config.training.max_grad_norm
+    return f"<= {limit:g}" if what == NORM and number == limit else f"{number:.6f}"  # it was not clipped
 
 
 def as_json(plan: Rehearsal, outcome: Outcome, tolerance: float, seconds: float, kept: Path | None) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def take_launch_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
     queue = list(argv)
     while queue:
         token = queue.pop(0)
-        name, equals, value = token.removeprefix("--").replace("-", "_", 1).partition("=")
+        name, equals, value = token.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
         if name not in (*least, "log_dir") or not (equals or token.startswith("--")):
             rest.append(token)
             continue

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from paddlesft.cli.train_launch import LaunchOptions
@@ -60,7 +61,17 @@ def _train(keys: Sequence[str]) -> int:
     display = TrainDisplay(terminal=terminal)
     if terminal is not None:
         logging.getLogger("paddlesft").addHandler(_Notes(display))
+    else:  # paddle's launcher shows this rank's whole log
+        _silence_fleet()
     return train_here(keys, display)
+
+
+def _silence_fleet() -> None:
+    """Keep what paddle tells about its groups of ranks out of this rank's output; the other ranks' logs have it."""
+    from paddle.distributed.fleet.utils.log_util import logger
+
+    logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Current global rank")
 
 
 class _Notes(logging.Handler):

@@ -339,6 +339,18 @@ def _processes(run: RunConfig) -> Iterator[Finding]:
             f"sharding: found {training.sharding!r}; allowed: stage1, stage2 or stage3, each with or without offload "
             "behind it, or nothing.",
         )
+    elif training.sharding.startswith("stage1 "):
+        yield (
+            ("sharding",),
+            f"sharding: found {training.sharding!r}; PaddleNLP moves nothing to the host in stage1; allowed: stage1, "
+            "or stage2 or stage3 with offload.",
+        )
+    elif training.sharding.startswith("stage2 ") and not (training.fp16 and training.fp16_opt_level == "O2"):
+        yield (
+            ("sharding", "fp16", "fp16_opt_level"),
+            f"sharding: found {training.sharding!r}; in stage2 Paddle moves the state of float16 weights only to the "
+            "host; allowed: stage2, stage3 offload, or fp16: true with fp16_opt_level: O2.",
+        )
     for key in SWITCHES:
         for text in switch_problems(key, getattr(training, key)):
             yield (key,), text

@@ -129,5 +129,6 @@ class TrainingConfig(RareConfig, ParallelConfig, HardwareConfig, ScheduleConfig)
         """
         own = {"allow_resume_differences", "hang_timeout"} | ({"device"} if self.device == "auto" else set())
         own |= {f.name for f in dataclasses.fields(self) if f.metadata["no_effect"]}
+        own |= {"unified_checkpoint"}  # this package's trainer sees to it
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
         return values | {key: effective(key, values[key]) for key in SWITCHES}

@@ -6,7 +6,7 @@ from typing import Literal
 from paddlesft.config.fields import field
 from paddlesft.config.parallel_switches import described
 
-_WHOLE = "checkpoints hold whole weights, whatever the layout; paddlesft split-shards divides them"
+_WHOLE = "unified_checkpoint says whether checkpoints hold whole weights; paddlesft split-shards divides them"
 _SEQUENCE = "sep and context parallelism"
 _EXPERT = "expert parallelism"
 _AUTO = "auto-parallel training"
@@ -103,7 +103,11 @@ class ParallelConfig:
         False, "Only the first process of a group reads data.", no_effect="every process reads the rows it computes"
     )
     log_on_each_node: bool = field(True, "Log once per machine instead of once.")
-    save_on_each_node: bool = field(False, "Save on every machine instead of the first.")
+    save_on_each_node: bool = field(
+        False,
+        "Save on every machine instead of the first.",
+        no_effect="each file of a checkpoint is written once; share output_dir, or copy the checkpoint to all machines",
+    )
 
 
 def is_sharding(text: str) -> bool:

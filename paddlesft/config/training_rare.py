@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from paddlesft.config.fields import field
 
-_CHECKPOINTS = "checkpoints are written complete in one process, in one format that any later run reads"
+_CHECKPOINTS = "checkpoints are written before the next step begins, in one format"
 _CLOUD = "it belongs to a cloud service that this package does not talk to"
 
 
@@ -15,7 +15,11 @@ class RareConfig:
     output_signal_dir: str | None = field(None, "Where signals of asynchronous saving go.", no_effect=_CHECKPOINTS)
     use_async_save: bool = field(False, "Save in the background.", no_effect=_CHECKPOINTS)
     ordered_save_group_size: int = field(0, "Processes that save at the same time.", no_effect=_CHECKPOINTS)
-    unified_checkpoint: bool = field(False, "Layout-independent checkpoints.", no_effect=_CHECKPOINTS)
+    unified_checkpoint: bool = field(
+        True,
+        "Checkpoints hold whole weights and optimizer state, from which any layout goes on; false: each process writes "
+        "its own part, from which only the same layout goes on.",
+    )
     unified_checkpoint_config: str = field("", "Switches of those checkpoints.", no_effect=_CHECKPOINTS)
     ckpt_quant_stage: str = field("O0", "Compress the optimiser state in checkpoints.", no_effect=_CHECKPOINTS)
     skip_data_intervals: list[list[int]] | None = field(

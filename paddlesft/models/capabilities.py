@@ -50,6 +50,14 @@ def _packing(family: Family) -> str:
     return _proven(family) if family.packing else family.packing_refusal
 
 
+def _tensor_parallel(family: Family) -> str:
+    return _proven(family) if family.tensor_parallel else "PaddleNLP cannot split its tensors"
+
+
+def _pipeline(family: Family) -> str:
+    return _proven(family) if family.pipe_class else "PaddleNLP has no class for its stages"
+
+
 def _hugging_face_in(family: Family) -> str:
     return _proven(family) if family.hf_layout else family.hf_refusal
 
@@ -78,6 +86,8 @@ CAPABILITIES = (
     Capability("lora", "LoRA", "LoRA", "low-rank adapters are trained", _proven),
     Capability("prefix", "prefix", "Prefix", "Prefix-Tuning", _prefix),
     Capability("packing", "packing", "打包", "packed rows train what the same rows train apart", _packing),
+    Capability("tensor", "TP", "张量并行", "tensor parallelism: several cards share each layer", _tensor_parallel),
+    Capability("pipeline", "PP", "流水线", "pipeline parallelism: several cards share the layers", _pipeline),
     Capability("generate", "generate", "生成", "greedy and drawn replies, in batches as one by one", _proven),
     Capability("merge", "merge", "合并", "LoRA is merged, and the result proved equal to the adapter", _proven),
     Capability("hf_in", "HF in", "HF 导入", "Hugging Face directories are read", _hugging_face_in),
@@ -85,11 +95,7 @@ CAPABILITIES = (
     Capability("gguf", "GGUF in", "GGUF 导入", "GGUF files are imported", _gguf),
 )
 
-UNBUILT = {
-    "tensor_parallel": "tensor parallelism",
-    "pipeline_parallel": "pipeline parallelism",
-    "quantization": "quantization",
-}
+UNBUILT = {"quantization": "quantization"}
 
 
 def short_title(family: Family) -> str:
@@ -102,11 +108,6 @@ def capability_table() -> list[tuple[Family, dict[str, str]]]:
     return [(family, {c.key: c.refusal(family) for c in CAPABILITIES}) for family in FAMILIES]
 
 
-def upstream_parallel(family: Family) -> dict[str, str]:
-    """Return what PaddleNLP brings for models divided among devices, in words, by the keys of ``UNBUILT``."""
-    mapping = "has the mapping that splits its tensors" if family.tensor_parallel else "cannot split its tensors"
-    return {
-        "tensor_parallel": f"PaddleNLP {mapping}",
-        "pipeline_parallel": f"PaddleNLP has {family.pipe_class}" if family.pipe_class else "PaddleNLP has no class",
-        "quantization": family.quantization,
-    }
+def upstream_support(family: Family) -> dict[str, str]:
+    """Return what PaddleNLP brings for what is not built here, in words, by the keys of ``UNBUILT``."""
+    return {"quantization": family.quantization}

@@ -1,14 +1,13 @@
 """Models whose layers are divided among ranks: built in parts, and filled from a directory that holds the whole model.
 
-PaddleNLP's ``from_pretrained`` (3.0.0b4) can cut whole weights too, but it reads the model into each rank's memory, has
-no rule for GPT's second name of its embedding, and hands arrays to rules of GLM and ChatGLM2 that take tensors. Here
-one rule serves all families, the one by which the parts are put together again (``tensor_division``), and a rank reads
-of every weight what it keeps.
+PaddleNLP's ``from_pretrained`` (3.0.0b4) can cut whole weights too, but it fails for GLM and ChatGLM2 in safetensors
+and for a GPT that stores its head, which is its embedding, a second time. Here one rule serves all families, the one by
+which the parts are put together again (``tensor_division``), and a rank reads of every weight what it keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +60,15 @@ def fill_parts(
         The names of all stored weights.
 
     Raises:
-        ModelDirectoryError: weights are of other sizes than the config says.
+        ModelDirectoryError: weights are of other sizes than the config says, or are divided in a way that is not known.
     """
     stored = _stored(directory)
     shapes = skeleton_of(config).shapes
     names = [name for name in own if name in stored]
     _check_sizes({name: (stored[name].shape, shapes[name]) for name in names}, directory)
     actions = tensor_parallel_actions(config, family, [*shapes], degree) if degree > 1 else {}
+    unknown = [name for name in names if tuple(own[name].shape) != shapes[name] and name not in actions]
+    _refuse(directory, unknown, "there is no rule by which {} of this model are divided among ranks")
     for name in names:
         tensor, array = own[name], stored[name].make()
         if tuple(tensor.shape) != array.shape:  # whole where the degree does not divide it
@@ -106,4 +107,30 @@ def refuse_other_sizes(directory: Path, found: list[tuple[str, Any, Any]]) -> No
         raise ModelDirectoryError(
             f"{directory}: {len(found)} weights have other sizes than its config.json says: {shown}"
             f"{', ...' if len(found) > 3 else ''}. They do not belong together: get the model again."
+        )
+
+
+def refuse_homeless(directory: Path, own: Collection[str], stored: Collection[str], config: Mapping[str, Any]) -> None:
+    """Refuse a model with weights that PaddleNLP's layers for one process have and its divided ones lack.
+
+    Args:
+        directory: the model's.
+        own: names that this rank's state has.
+        stored: names of the stored weights.
+        config: content of the whole model's config.json.
+
+    Raises:
+        ModelDirectoryError: there are some: biases of Qwen 1's feed-forward block (``no_bias: false``).
+    """
+    shapes = skeleton_of(config).shapes
+    lost = sorted(name for name in stored if name in shapes and name not in own)
+    _refuse(directory, lost, "PaddleNLP's layers that are divided among ranks have no place for {} of this model")
+
+
+def _refuse(directory: Path, names: list[str], what: str) -> None:
+    if names:
+        shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        raise ModelDirectoryError(
+            f"{directory}: {what.format(f'{len(names)} weights')}: {shown}. Set tensor_parallel_degree to 1; sharding: "
+            "stage3 divides all weights."
         )

@@ -14,7 +14,7 @@ from paddlenlp.transformers.model_utils import no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
-from paddlesft.models.divided import empty_model, fill_parts, refuse_other_sizes
+from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless, refuse_other_sizes
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.provenance import fingerprint, write_provenance
@@ -124,6 +124,7 @@ def load_model(
             config.sequence_parallel = sequence_parallel
             model = empty_model(model_class, config, directory, used)
             stored = fill_parts(without_second_names(model), directory, whole, family, *tensor_parallel)
+            refuse_homeless(directory, model.state_dict(), stored, whole)
         else:
             with no_init_weights(_enable=True), _refusing_other_sizes(directory):
                 model = model_class.from_pretrained(
@@ -207,23 +208,20 @@ def paddle_directory(directory: str | Path) -> Path:
     return converted(directory)
 
 
-def save_model_directory(
-    model: Any, tokenizer: Any, directory: Path, whole: dict[str, Any] | None = None, **facts: Any
-) -> None:
+def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: Any) -> None:
     """Write a complete model directory: config, generation config, weights, tokenizer with template, provenance.
 
     Args:
         model: a PaddleNLP causal language model.
         tokenizer: a PaddleNLP tokenizer, or the directory whose tokenizer files are copied as they are.
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
-        whole: the weights, where the model's layers are divided among ranks and it holds its part only.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    state = without_second_names(model) if whole is None else whole
+    state = without_second_names(model)
     if family_of(model).tie_head:  # PaddleNLP itself ties no head and would compute with random numbers
         width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
         state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
-    with quiet_paddlenlp(), _as_undivided(model.config):
+    with quiet_paddlenlp():
         model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
             tokenizer.save_pretrained(str(directory))
@@ -232,19 +230,6 @@ def save_model_directory(
     write_provenance(
         directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
     )
-
-
-@contextlib.contextmanager
-def _as_undivided(config: Any) -> Any:
-    """Let PaddleNLP name files and write config.json as for one process."""
-    divided = {key: getattr(config, key) for key in ONE_PROCESS if hasattr(config, key)}
-    for key in divided:
-        setattr(config, key, ONE_PROCESS[key])
-    try:
-        yield
-    finally:
-        for key, value in divided.items():
-            setattr(config, key, value)
 
 
 def without_second_names(model: Any) -> dict[str, Any]:

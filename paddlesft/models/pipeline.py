@@ -6,7 +6,9 @@ share of the line. What PaddleNLP (3.0.0b4) makes of that is used as it is, but 
 * names: ChatGLM2's class leaves the first part of every name out, and a head that is the embedding has a name of its
   own that no file knows. ``state_dict()`` and ``named_parameters()`` of a stage speak the whole model's names, by
   which files are read and the optimizer decides what decays (a last norm is not recognised by its number alone);
-* a matrix that two stages share is marked by a comparison that never fits, so that clipping would count it twice.
+* a matrix that two stages share is marked by a comparison that never fits, so that clipping would count it twice;
+* recompute: ChatGLM2's layers do none, Qwen's and GPT's use a form that loses the gradients of a first stage whose
+  embeddings are frozen, and only Llama's can leave single layers out.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import paddle
 from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, SharedLayerDesc
+from paddle.distributed.fleet.utils import recompute
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.divided import empty_model, fill_parts
@@ -112,6 +116,23 @@ def decoder_layers(stage: PipelineLayer) -> dict[int, nn.Layer]:
 def is_last_stage(stage: PipelineLayer) -> bool:
     """Whether the last norm and the head are on this rank."""
     return stage._stage_id == stage._num_stages - 1
+
+
+def recompute_layers(stage: PipelineLayer) -> None:
+    """Let the decoder layers of a stage be computed again in the backward pass, but for ``no_recompute_layers``."""
+    stage._recompute_interval = 0  # Fleet's own
+    kept = getattr(stage.config, "no_recompute_layers", None) or ()
+    for number, layer in decoder_layers(stage).items():
+        layer.enable_recompute = False  # PaddleNLP's own
+        if number not in kept:
+            layer.forward = partial(_run_again_in_backward, layer)
+
+
+def _run_again_in_backward(layer: nn.Layer, tensors: Any) -> Any:
+    forward = partial(type(layer).forward, layer)
+    if not (layer.training and paddle.is_grad_enabled()):
+        return forward(tensors)
+    return recompute(forward, tensors, use_reentrant=False)
 
 
 def _name_as_whole(stage: PipelineLayer, family: Family, skeleton: Skeleton) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -191,6 +192,14 @@ def tensor_parallel_actions(
     family.fix_config(full)
     cls = getattr(zoo, family.causal_lm)
     actions = cls.get_tensor_parallel_convert_actions(full, list(names), is_split=False, ignore_error=True)
+    plan = family.plan(config)
+    for tensor in (*plan.embedding, *plan.norm):  # its rules miss OPT's project_in, which they look for in the decoder
+        if tensor.split is not None and tensor.shape[tensor.split] % degree == 0:
+            actions.setdefault(tensor.name, partial(np.concatenate, axis=tensor.split))
+    for tensor in plan.tensors():  # and biases of ChatGLM2's feed-forward block, which lie as the weight's columns do
+        weight = tensor.name.removesuffix("bias") + "weight"
+        if tensor.split is not None and tensor.name.endswith(".bias") and weight in actions:
+            actions.setdefault(tensor.name, actions[weight])
     return {name: actions[name] for name in names if name in actions}
 
 

@@ -46,16 +46,16 @@ def check_layout(
     if world_size < 1:
         raise ValueError(f"a run has one process or more, not {world_size}")
     plan = family.plan(model_config)
-    request = request_of(run, world_size, plan, global_batch)
+    request = request_of(run, world_size, global_batch)
     findings = list(find_layout_problems(request, plan, family))
     if findings:
         raise ConfigError(_explain(run, request, plan, family, findings))
     return layout_of(request, plan, find_notices(request, plan))
 
 
-def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: int | None = None) -> LayoutRequest:
+def request_of(run: RunConfig, world_size: int, global_batch: int | None = None) -> LayoutRequest:
     """Read the numbers that a layout depends on out of a configuration."""
-    training, model, data = run.training, run.model, run.data
+    training, data = run.training, run.data
     sharding = run.training.sharding_parallel_degree
     stage = int(training.sharding[5]) if training.sharding[:6] in ("stage1", "stage2", "stage3") else 0
     request = LayoutRequest(
@@ -64,6 +64,7 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
         pipeline=max(training.pipeline_parallel_degree, 1),
         sharding=sharding if sharding > 0 else None,
         stage=stage,
+        offload="offload" in training.sharding,
         virtual=training.virtual_pp_degree,
         sequence_parallel=training.sequence_parallel,
         order=training.hybrid_parallel_topo_order or "pp_first",
@@ -79,7 +80,6 @@ def request_of(run: RunConfig, world_size: int, plan: TensorPlan, global_batch: 
             )
             if on
         ),
-        prefix_tokens=model.num_prefix_tokens if model.prefix_tuning else 0,
         optim=training.optim,
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
         kept_layers=bool(

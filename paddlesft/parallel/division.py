@@ -107,6 +107,8 @@ class Gathering:
         for begin in range(0, part.count, MESSAGE_NUMBERS):
             end = min(begin + MESSAGE_NUMBERS, part.count)
             piece = flat[begin:end] if flat is not None else paddle.empty([end - begin], dtype=part.dtype)
+            if piece.place.is_cpu_place() and paddle.get_device().startswith("gpu"):  # state that was put on the host
+                piece = piece.cuda()
             dist.broadcast(piece, src=source)
             if self._rank == 0:
                 array = to_host(piece)
@@ -134,7 +136,8 @@ class Division:
         self._tensor_rank = layout.get_model_parallel_rank() if layout is not None and self._degree > 1 else 0
         self._sharding_rank = layout.get_sharding_parallel_rank() if layout is not None else 0
         self._sharding_degree = layout.get_sharding_parallel_world_size() if layout is not None else 1
-        if isinstance(model, PrefixModelForCausalLM):
+        self._is_prefix = isinstance(model, PrefixModelForCausalLM)
+        if self._is_prefix:
             self.own = dict(model.prefix_encoder.state_dict())
             divisions = {}  # every rank has all of it
         elif isinstance(model, LoRAModel):
@@ -150,6 +153,11 @@ class Division:
     def is_whole(self) -> bool:
         """Whether each rank has every weight complete, so that the first can write them alone; alike on all ranks."""
         return self._degree == 1 and not self._is_stage and not any(map(self._is_sliced, self.own))
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether ranks hold parts of a whole model or adapter that a merge of files can put together."""
+        return (self._degree > 1 or self._is_stage) and not self._is_prefix
 
     @cached_property
     def buffers(self) -> dict[str, np.ndarray]:

@@ -28,13 +28,13 @@ class LayoutRequest:
         tensor, pipeline, virtual: degrees; 1 is none.
         sharding: degree; None where the config leaves it to the world size.
         stage: of sharding; 0 is none.
+        offload: sharding keeps its state in the host's memory.
         sequence_parallel: asked for.
         order: a key of ``layout.ORDERS``.
         micro_batch, accumulation: rows of a forward pass, forward passes of a step, on one rank.
         global_batch: rows of a step that somebody asks for; None: whatever comes out.
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
-        prefix_tokens: of Prefix-Tuning; 0 without it.
         optim, amp_master_grad: as the config's keys.
         kept_layers: layers are to be left out of full recompute.
     """
@@ -44,6 +44,7 @@ class LayoutRequest:
     pipeline: int = 1
     sharding: int | None = 1
     stage: int = 0
+    offload: bool = False
     virtual: int = 1
     sequence_parallel: bool = False
     order: str = "pp_first"
@@ -52,7 +53,6 @@ class LayoutRequest:
     global_batch: int | None = None
     max_length: int = 2048
     generates: tuple[str, ...] = ()
-    prefix_tokens: int = 0
     optim: str = "adamw"
     amp_master_grad: bool = False
     kept_layers: bool = False
@@ -219,12 +219,6 @@ def _pipeline(request: LayoutRequest, plan: TensorPlan, family: Family) -> Itera
             f"{' and '.join(request.generates)}: found true with {PP} {p}; a pipeline does not generate; "
             f"allowed: false, or {PP} 1.",
         )
-    if request.prefix_tokens:
-        yield (
-            (PP, "prefix_tuning"),
-            f"prefix_tuning: found true with {PP} {p}; PaddleNLP's pipelines have no place for a prefix; allowed: "
-            f"lora: true, or {PP} 1.",
-        )
     if request.kept_layers and not family.pipe_keeps_layers:
         yield (
             (PP, "no_recompute_layers"),
@@ -279,6 +273,13 @@ def _sharding(request: LayoutRequest) -> Iterator[Finding]:
             ("sharding", TP),
             f"sharding: found stage3 with {TP} {request.tensor}; PaddleNLP combines tensor parallelism with stage1 "
             f"and stage2 only; allowed: stage1 or stage2, or {TP} 1.",
+        )
+    if stage == 2 and request.offload and request.data_degree > 1:
+        yield (
+            ("sharding", SD),
+            f"sharding: found stage2 offload with {request.data_degree} data-parallel copies; Paddle moves state to "
+            f"the host in stage2 only without data parallelism; allowed: stage2, stage3 offload, or {SD} "
+            f"{request.world_size // request.model_ranks}.",
         )
     if stage > 1 and request.data_degree > 1 and request.amp_master_grad:
         yield (

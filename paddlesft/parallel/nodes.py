@@ -19,6 +19,7 @@ RANK = ("NODE_RANK", "RANK", "PADDLE_RANK")
 ADDRESS = "MASTER_ADDR"
 PORT = "MASTER_PORT"
 MASTER = "PADDLE_MASTER"
+OWN = "POD_IP"  # paddle's name; for machines with several networks
 EXAMPLE = "NNODES=2 RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 paddlesft train CONFIG"
 
 
@@ -89,7 +90,7 @@ def read_nodes(environ: Mapping[str, str] | None = None) -> Nodes | None:
             f"Set all of NNODES, RANK, MASTER_ADDR and MASTER_PORT on every machine, for example: {EXAMPLE}. "
             "A run on this machine alone needs none of them: unset NNODES."
         )
-    return Nodes(count, rank, address, port, _own_address(address, port))
+    return Nodes(count, rank, address, port, environ.get(OWN) or _own_address(address, port))
 
 
 def _given(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:

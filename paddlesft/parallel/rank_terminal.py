@@ -81,6 +81,9 @@ def rank_terminal() -> RankTerminal | None:
     if not directory or not all(Path(directory, name).is_fifo() for name in STREAMS):
         return None
     names, _, width = os.environ.get(TERMINALS, ":").partition(":")
-    stdout = _Pipe(Path(directory, "stdout"), "stdout" in names.split(","), log=sys.stdout)
-    stderr = _Pipe(Path(directory, "stderr"), "stderr" in names.split(","))
+    terminals = names.split(",")
+    stdout = _Pipe(Path(directory, "stdout"), "stdout" in terminals, log=sys.stdout)
+    # in one terminal lines and the live line have to arrive in the order in which they were written
+    same = all(name in terminals for name in STREAMS)
+    stderr = _Pipe(Path(directory, "stdout" if same else "stderr"), "stderr" in terminals)
     return RankTerminal(stdout, stderr, int(width) if width.isdigit() else 80)

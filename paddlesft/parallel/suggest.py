@@ -150,7 +150,6 @@ def _layouts(plan: TensorPlan, family: Family, work: Workload, world: int, globa
                             world_size=world, tensor=tensor, pipeline=pipeline, sharding=sharding, stage=stage,
                             sequence_parallel=sequence, global_batch=global_batch, max_length=work.length,
                             amp_master_grad=work.gradient_bytes > work.weight_bytes,
-                            prefix_tokens=work.prefix_tokens,
                         )  # fmt: skip
                         request = replace(request, accumulation=accumulation_for(request))
                         if next(find_layout_problems(request, plan, family), None) is None:

@@ -50,6 +50,10 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
         for key in fall_back_to_float32(run_config, "half precision has no kernels on a CPU"):
             values[key] = False
             log.warning("%s: half precision has no kernels on a CPU; this run trains in float32", key)
+        stage, _, offload = str(values.get("sharding") or "").partition(" ")
+        if offload:
+            values["sharding"] = stage
+            log.warning("sharding: offload keeps state in the host's memory, where everything is on a CPU; left out")
         paddle.set_device("cpu")
         if is_divided(values):  # plain data parallelism is served by Paddle itself, with faster large sums
             gloo.install()  # now: the arguments create the groups of ranks

@@ -70,6 +70,11 @@ def incomplete_checkpoints(output_dir: str | Path) -> list[tuple[Path, str]]:
     return found
 
 
+def scratch_directory(output_dir: str | Path, step: int) -> Path:
+    """Return where ``checkpoint-{step}`` is written before it has its name."""
+    return Path(output_dir) / f".checkpoint-{step}.incomplete"
+
+
 @contextmanager
 def new_checkpoint(output_dir: str | Path, step: int) -> Iterator[Path]:
     """Give a scratch directory that becomes ``checkpoint-{step}`` once the block has succeeded.
@@ -83,7 +88,7 @@ def new_checkpoint(output_dir: str | Path, step: int) -> Iterator[Path]:
     """
     output_dir = Path(output_dir)
     final = output_dir / f"checkpoint-{step}"
-    scratch = output_dir / f".checkpoint-{step}.incomplete"
+    scratch = scratch_directory(output_dir, step)
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir()

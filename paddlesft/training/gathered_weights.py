@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddlenlp.generation import GenerationConfig
 from paddlenlp.peft import LoRAConfig, LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.checkpoints.merge_shards import CACHES, WEIGHTS_OF, prefix_caches
@@ -61,12 +62,16 @@ def _write_model(model: paddle.nn.Layer, division: Division, gathering: Gatherin
             setattr(config, key, value)
     config.architectures = [family.causal_lm]  # not the class for pipelines
     config.save_pretrained(str(directory))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(directory))
+    generation = getattr(model, "generation_config", None)  # a stage has that of the base's directory, if it has one
+    (generation or GenerationConfig.from_model_config(config)).save_pretrained(str(directory))
     take = _in_turn(gathering)
     tensors: dict[str, NewTensor] = {}
-    # PaddleNLP itself ties no head of these families and would compute with random numbers
-    seconds = {first: second for second, first in division.second_names.items()} if family.tie_head else {}
+    # PaddleNLP itself ties no head of these families and would compute with random numbers; it takes no others
+    width = config.hidden_size
+    seconds = {
+        first: second for second, first in division.second_names.items()
+        if family.tie_head and gathering.parts[first].whole_shape[-1] == width
+    }  # fmt: skip
     for name, part in gathering.parts.items():
         make = _kept(take[name]) if name in seconds else take[name]
         tensors[name] = NewTensor(DTYPE[part.dtype], part.whole_shape, make)

@@ -1,7 +1,7 @@
 """Notices that a run of several ranks has stopped getting anywhere, and ends it with the ranks that lag behind named.
 
 Every rank marks its progress: an optimizer step, a batch of an evaluation, a checkpoint. A thread sends the marks to
-the first rank. When no rank has made any for ``hang_timeout`` seconds, while none prepares data or saves, the first rank
+the first rank. When no rank has made any for ``hang_timeout`` seconds, and none prepares data or saves, the first rank
 says so: every rank writes the stacks of all its threads into its log and ends.
 
 A thread cannot run while another holds the interpreter for good, in a C extension say: ``faulthandler`` then writes the
@@ -118,7 +118,8 @@ class HangWatch:
     def heard(self, rank: int, message: Mapping[str, Any]) -> None:
         """Take what the lifeline brings: the state of a rank, or that the run hangs."""
         if "hangs" in message:
-            self._hang(LastWords(**message["hangs"]))
+            words = LastWords(**message["hangs"])
+            self._hang(words, last_words(ENDED_BY_ANOTHER, words.text, words.trace, words.culprit))
         else:
             self._states[rank] = RankState(**message["state"]), time.monotonic()
 
@@ -136,7 +137,7 @@ class HangWatch:
             if words is not None:
                 if self.rank == 0:
                     self.lifeline.send({"hangs": asdict(words)})
-                self._hang(words)
+                self._hang(words, words)
                 return
 
     def _state(self, now: float) -> RankState:
@@ -172,12 +173,12 @@ class HangWatch:
             return None
         return hang_words({0: state, self.rank: own}, [0], self.seconds)
 
-    def _hang(self, words: LastWords) -> None:
+    def _hang(self, words: LastWords, own: LastWords) -> None:
         self._stopped.set()
-        print(f"\n{words.text}\nWhat the threads of this rank are doing:", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\n{words.text}\nWhat the threads of this rank are doing:\n")
+        sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        own = self.rank == words.rank
-        self._end(words if own else last_words(ENDED_BY_ANOTHER, words.text, words.trace, words.culprit))
+        self._end(own)
 
 
 def hang_words(states: Mapping[int, RankState], silent: list[int], seconds: float) -> LastWords:
@@ -200,8 +201,7 @@ def hang_words(states: Mapping[int, RankState], silent: list[int], seconds: floa
         silence = ", and no longer answers" if rank in silent else ""
         lines.append(f"  rank {rank}: {state.doing}{silence}; in {state.place or 'an unknown place'}")
     lines.append("Each rank's log has the stacks of all its threads. hang_timeout sets the limit in seconds; 0: none.")
-    words = last_words(HANGS, "\n".join(lines))
-    return words
+    return last_words(HANGS, "\n".join(lines))
 
 
 def ranks_behind(states: Mapping[int, RankState], silent: list[int]) -> list[int]:

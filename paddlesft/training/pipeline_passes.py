@@ -22,10 +22,11 @@ from paddle.distributed.fleet.meta_parallel import PipelineParallel
 from paddlenlp.peft import LoRAModel
 
 from paddlesft.models.decoders.stage import head_of, stage_inputs
-from paddlesft.models.pipeline import chunks_of, is_last_stage
+from paddlesft.models.pipeline import chunks_of, is_last_stage, recompute_layers
 from paddlesft.training.loss import IGNORED, summed_loss, token_scores
 from paddlesft.training.passes import Passes
 from paddlesft.training.ranks import sum_sequence_gradients
+from paddlesft.tuning.prefix_model import PrefixModel, sum_over_stages
 
 FIRST_STAGE_INPUTS = ("input_ids", "attention_mask", "position_ids")  # of classes that do not say what they take
 
@@ -49,13 +50,16 @@ class PipelinePasses(Passes):
     ) -> None:
         super().__init__(model, precision, scale=lambda loss: loss)
         self.scaler = scaler
-        self.stage = model.model if isinstance(model, LoRAModel) else model
+        self.stage = model.model if isinstance(model, LoRAModel | PrefixModel) else model
         self.pipeline = wrapped if wrapped is not None else fleet.distributed_model(self.stage)
         if not isinstance(self.stage._loss_fn[0], _StageLoss):
             self.stage._loss_fn = [_StageLoss(self.stage)]
         self._loss = self.stage._loss_fn[0]
         self._keep_trained_shares()
         self._let_gradients_pass()
+        config = self.stage.config
+        if config.recompute and config.recompute_granularity == "full":
+            recompute_layers(self.stage)
         self._evaluated = False
 
     def step(self, batches: Sequence[Mapping[str, Any]], factor: float) -> float:
@@ -67,9 +71,11 @@ class PipelinePasses(Passes):
         divided = 1 if pipeline._delay_scale_loss else pipeline.accumulate_steps
         self._loss.train(factor * divided)
         pipeline.train()
+        pipeline.set_virtual_pipeline_rank(0)  # where the schedules begin
         with self.precision():
             total = pipeline.forward_backward_pipeline(self._inputs(micro_batches), self.scaler)
         sum_sequence_gradients(self.stage.parameters())
+        sum_over_stages(self.model)
         if pipeline._delay_scale_loss:
             total = total * pipeline.accumulate_steps
         return float(total) / factor

@@ -103,7 +103,8 @@ class _ManyRanks(RankWatch):
         """Another rank has ended: end too, but let a checkpoint that is being written be finished."""
         own = ended_by(words)
         leave_last_words(own)
-        print(f"\n{own.text}\n{own.trace}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\n{own.text}\n{own.trace}\n")
+        sys.stderr.flush()
         deadline = time.monotonic() + GRACE_SECONDS
         longest = time.monotonic() + SAVING_SECONDS
         while time.monotonic() < (longest if self.watch.is_exempt else deadline):

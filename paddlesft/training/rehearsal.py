@@ -1,8 +1,8 @@
 """What a rehearsal runs: a production config made small, without changing how it is divided.
 
 ``plan_rehearsal`` decides and says what is made smaller, what is set differently and what is therefore not rehearsed;
-``write_rehearsal`` writes the small model, its data and the two configs: of the ranks, and of one process with the same
-global batch. ``rehearsal_runs.py`` runs and compares them.
+``write_rehearsal`` writes the small model, its data and the configs: of one process with the same global batch, of the
+ranks, and of ranks that resume their checkpoint. ``rehearsal_runs.py`` runs and compares them.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ TURNED_OFF: dict[str, tuple[Any, str]] = {
     "minimum_eval_times": (None, ""),
     "dataloader_num_workers": (0, "worker processes of the data loader"),
     "benchmark": (False, ""),
+    "ignore_save_lr_and_optim": (False, ""),
+    "ignore_load_lr_and_optim": (False, ""),
+    "ignore_data_skip": (False, ""),
     "no_cuda": (False, ""),
     "report_to": (None, "report_to"),
     "logging_dir": (None, ""),
@@ -76,7 +79,7 @@ TURNED_OFF: dict[str, tuple[Any, str]] = {
 }
 FIXED = {
     "device": "cpu", "overwrite_output_dir": True, "do_train": True, "do_eval": True, "evaluation_strategy": "steps",
-    "max_evaluate_steps": -1, "save_strategy": "no", "logging_strategy": "steps", "logging_steps": 1,
+    "max_evaluate_steps": -1, "save_total_limit": None, "logging_strategy": "steps", "logging_steps": 1,
     "truncation": "truncate_left_prompt", "num_train_epochs": 1.0, "warmup_steps": 0, "learning_rate": LEARNING_RATE,
     "adam_epsilon": EPSILON, "tokenizer_name_or_path": None,
 }  # fmt: skip
@@ -193,14 +196,15 @@ def find_tokenizer(*directories: str | Path | None) -> Path | None:
 
 
 def write_rehearsal(plan: Rehearsal, directory: Path) -> dict[str, Path]:
-    """Write the small model, its data and both configs.
+    """Write the small model, its data and the configs.
 
     Args:
         plan: of ``plan_rehearsal``.
         directory: an existing directory.
 
     Returns:
-        The config files: ``ranks``, and ``one`` for a single process.
+        The config files: ``one`` for a single process, ``ranks``, and ``resumed`` for ranks that go on from the
+        checkpoint which the others have saved half-way.
     """
     model = directory / "model"
     model.mkdir()
@@ -219,14 +223,15 @@ def write_rehearsal(plan: Rehearsal, directory: Path) -> dict[str, Path]:
         write_rows(data / "train.json", rows, words, 1)
         write_rows(data / "dev.json", EVAL_ROWS + 1, words, 2)
         changes |= {"dataset_name_or_path": str(data)}
-    readers = plan.small.data_ranks
+    half = plan.run_config.training.eval_steps
+    saving = {**changes, "save_strategy": "steps", "save_steps": half}
+    rows = {"gradient_accumulation_steps": plan.small.accumulation * plan.small.data_ranks}
+    checkpoint = directory / "run-ranks" / f"checkpoint-{half}"
     variants = {
-        "ranks": changes,
-        "one": {
-            **changes, **UNDIVIDED,
-            "gradient_accumulation_steps": plan.small.accumulation * readers,
-        },
-    }  # fmt: skip
+        "one": {**changes, **UNDIVIDED, **rows, "save_strategy": "no"},
+        "ranks": saving,
+        "resumed": {**saving, "resume_from_checkpoint": str(checkpoint), "overwrite_output_dir": False},
+    }
     files = {}
     for name, extra in variants.items():
         files[name] = directory / f"{name}.json"

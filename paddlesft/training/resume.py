@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import paddle.distributed as dist
 
 from paddlesft.errors import CheckpointError
 from paddlesft.training.checkpoint_saving import (
@@ -30,12 +33,21 @@ HARMLESS = frozenset(
         "evaluation_strategy", "eval_steps", "max_evaluate_steps", "minimum_eval_times", "eval_accumulation_steps",
         "prediction_loss_only", "per_device_eval_batch_size", "eval_with_do_generation", "save_generation_output",
         "eval_dataset_path", "test_dataset_path", "eval_dataset_type", "max_eval_samples", "eval_packing",
-        "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "load_best_model_at_end",
-        "metric_for_best_model", "greater_is_better", "resume_from_checkpoint", "allow_resume_differences",
-        "ignore_data_skip", "ignore_load_lr_and_optim", "ignore_save_lr_and_optim", "dataloader_num_workers",
-        "lazy", "local_rank", "recompute", "recompute_granularity", "no_recompute_layers",
+        "save_strategy", "save_steps", "unified_checkpoint", "save_total_limit", "save_on_each_node",
+        "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "resume_from_checkpoint",
+        "allow_resume_differences", "ignore_data_skip", "ignore_load_lr_and_optim", "ignore_save_lr_and_optim",
+        "dataloader_num_workers", "lazy", "local_rank", "recompute", "recompute_granularity", "no_recompute_layers",
         "recompute_use_reentrant", "offload_optim", "offload_recompute_inputs", "release_grads", "top_k", "top_p",
         "temperature", "repetition_penalty", "decode_strategy", "max_new_tokens", "min_new_tokens", "stop",
+    }
+)  # fmt: skip
+# How the rows of a step and the model are divided: the same step for any values that make the same batch.
+LAYOUT_KEYS = frozenset(
+    {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "tensor_parallel_degree",
+        "pipeline_parallel_degree", "virtual_pp_degree", "sharding", "sharding_parallel_degree", "sequence_parallel",
+        "hybrid_parallel_topo_order", "tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config",
+        "pad_to_max_length",
     }
 )  # fmt: skip
 # What these keys name is compared by content: the same weights or rows under another path are the same.
@@ -120,10 +132,11 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference
     for what, key in (("base model", "base"), ("training data", "data")):
         if saved.get(key) != now.get(key):
             found.append(Difference(what, _short(saved.get(key)), _short(now.get(key)), True))
+    other_batch = rows_per_step(saved) != rows_per_step(now)
     for key in sorted({*saved.get("layout", {}), *now.get("layout", {})}):
         before, after = saved.get("layout", {}).get(key, 1), now.get("layout", {}).get(key, 1)
         if before != after:
-            found.append(Difference(f"{key} parallel processes", before, after, True))
+            found.append(Difference(f"{key} parallel processes", before, after, other_batch))
     for key in ("steps_per_epoch", "max_steps"):
         if saved.get(key) != now.get(key) and key not in now["config"]:
             found.append(Difference(key.replace("_", " "), saved.get(key), now.get(key), True))
@@ -133,10 +146,78 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference
         if only_one_version_knows_it and _asks_for_nothing(before.get(key)) and _asks_for_nothing(after.get(key)):
             continue
         if before.get(key) != after.get(key):
-            found.append(
-                Difference(key, before.get(key), after.get(key), key not in HARMLESS and key not in COMPARED_BY_CONTENT)
-            )
+            harmless = key in HARMLESS | COMPARED_BY_CONTENT or (key in LAYOUT_KEYS and not other_batch)
+            found.append(Difference(key, before.get(key), after.get(key), not harmless))
     return sorted(found, key=lambda d: not d.breaks)
+
+
+def rows_per_step(identity: Mapping[str, Any]) -> int:
+    """Return the rows of one optimizer step over all processes, of a run's identity."""
+    config, layout = identity.get("config", {}), identity.get("layout", {})
+    rows = (config.get("per_device_train_batch_size") or 1) * (config.get("gradient_accumulation_steps") or 1)
+    return rows * layout.get("data", 1) * layout.get("sharding", 1)
+
+
+def refuse_parts_of_another_layout(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on from the parts of ranks that had another place in the model.
+
+    Under sharding alone only the optimizer's state is in parts; ``ignore_load_lr_and_optim`` goes on without it.
+
+    Args:
+        checkpoint: where the run would go on from.
+        saved: the identity that it was written with.
+        now: this run's.
+
+    Raises:
+        CheckpointError: it says what would be lost and what to do instead.
+    """
+    before, after = _parts(saved), _parts(now)
+    if saved.get("config", {}).get("unified_checkpoint", True) or before == after or before == _parts({}):
+        return
+    has_whole_weights = before["tensor"] == before["pipeline"] == 1
+    if has_whole_weights and now.get("config", {}).get("ignore_load_lr_and_optim"):
+        return
+    alone = (
+        "Or go on with its weights and a fresh optimizer: ignore_load_lr_and_optim: true."
+        if has_whole_weights
+        else f"Or take the weights alone into a new run: paddlesft merge-shards {checkpoint} NEW_DIRECTORY, and set "
+        "model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and another output_dir."
+    )
+    words = "; ".join(f"{what} {before[what]!r}, now {after[what]!r}" for what in before if before[what] != after[what])
+    raise CheckpointError(
+        f"{checkpoint} holds the part of each rank (unified_checkpoint: false), and this run is divided in another "
+        f"way: {words}. The optimizer's state in it (moments, float32 weights) cannot be divided anew and would be "
+        "lost. Either go on in the old layout, with unified_checkpoint: true from now on: every layout goes on from "
+        f"the next checkpoint. {alone}"
+    )
+
+
+def _parts(identity: Mapping[str, Any]) -> dict[str, Any]:
+    config, layout = identity.get("config", {}), identity.get("layout", {})
+    degrees = {axis: layout.get(axis, 1) for axis in ("tensor", "pipeline", "sharding")}
+    return degrees | {
+        "sharding stage": config.get("sharding") or "",
+        "virtual_pp_degree": config.get("virtual_pp_degree") or 1,
+    }
+
+
+def agree_on_checkpoint(checkpoint: str | None, output_dir: str) -> None:
+    """Make sure that all ranks go on from the same checkpoint; all of them call it.
+
+    Raises:
+        CheckpointError: some do not see it, as each looks for it in its own node's files.
+    """
+    if dist.get_world_size() == 1:
+        return
+    found: list[Any] = []
+    dist.all_gather_object(found, (platform.node(), Path(checkpoint).name if checkpoint else "none"))
+    if len({name for _, name in found}) > 1:
+        words = "; ".join(f"{host}: {name}" for host, name in dict.fromkeys(found))
+        raise CheckpointError(
+            f"The nodes do not see the same checkpoint in {output_dir}: {words}. The first rank writes a unified "
+            "checkpoint into its own node's files: let output_dir be on storage that all nodes share, or copy the "
+            "checkpoint's directory to every node before you go on."
+        )
 
 
 def _asks_for_nothing(value: Any) -> bool:

@@ -22,6 +22,7 @@ from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
 from paddlesft.training.arguments import training_arguments
 from paddlesft.training.checkpoint_saving import checkpoint_step
+from paddlesft.training.checkpoint_writing import TRAINER_STATE
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
 from paddlesft.training.model_switches import chosen_switches, set_model_switches
@@ -30,7 +31,7 @@ from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
 from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.run_layout import run_layout
-from paddlesft.training.trainer import TRAINER_STATE, SFTTrainer
+from paddlesft.training.trainer import SFTTrainer
 from paddlesft.training.weights_io import save_weights
 from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
 
@@ -191,7 +192,7 @@ def _build(
         train_set,
         eval_set,
         observer,
-        write_weights=lambda directory: save_weights(model, inputs.text_side, directory, facts),
+        write_weights=lambda directory, unified=True: save_weights(model, inputs.text_side, directory, facts, unified),
         length_grouping=run_config.data.length_grouping,
         extra_metrics=generation,
     )
@@ -207,8 +208,11 @@ def _build(
         plan.steps_per_epoch,
     )
     trainer.write_identity = lambda directory: write_json(directory / resume.IDENTITY, identity)
+    trainer.unified_checkpoint = training.unified_checkpoint
     if checkpoint is not None:
-        differences = resume.compare(resume.read_identity(checkpoint), identity)
+        saved = resume.read_identity(checkpoint)
+        resume.refuse_parts_of_another_layout(checkpoint, saved, identity)
+        differences = resume.compare(saved, identity)
         observer.resumed(checkpoint, plan.first_step, differences)
         resume.refuse_breaking(checkpoint, differences, training.allow_resume_differences)
     return trainer, plan

@@ -23,22 +23,24 @@ from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer, Traine
 from paddlesft.errors import UserError
 from paddlesft.quirks import released_memory, sliced_weights_decay
 from paddlesft.training import evaluation
-from paddlesft.training.checkpoint_saving import delete_old_checkpoints, new_checkpoint
+from paddlesft.training.checkpoint_saving import delete_old_checkpoints
+from paddlesft.training.checkpoint_writing import write_checkpoint
 from paddlesft.training.events import Observer
 from paddlesft.training.loss import IGNORED
 from paddlesft.training.micro_batches import MicroBatches, number_of_tokens
 from paddlesft.training.passes import Passes
 from paddlesft.training.pipeline_passes import PipelinePasses
 from paddlesft.training.progress import SpeedMeter, Stopwatch
-from paddlesft.training.ranks import sum_gradients, sum_over_ranks, wait_for_all
+from paddlesft.training.ranks import is_first_rank, sum_gradients, sum_over_ranks, wait_for_all
+from paddlesft.training.resume import agree_on_checkpoint
 from paddlesft.training.run_log import RunLog
 from paddlesft.training.sampling_order import StepSampler
 from paddlesft.training.sharded_passes import SHARDED, sharded_passes
 from paddlesft.training.skipped_step import SkippedStep
-from paddlesft.training.training_state import load_random_state, load_training_state, save_training_state
+from paddlesft.training.training_state import load_random_state, load_training_state
 from paddlesft.training.weights_io import load_weights
+from paddlesft.tuning.prefix_model import stage_or_model
 
-TRAINER_STATE = "trainer_state.json"
 MOST_BAD_STEPS = 5  # steps in a row whose loss is not finite, after which a run has diverged
 WRAPPERS = (paddle.DataParallel, TensorParallel, ShardingParallel, *SHARDED)  # what PaddleNLP puts around a model
 ESTIMATE_AFTER = 3  # steps after which the time of the whole run is announced
@@ -85,6 +87,7 @@ class SFTTrainer(Trainer):
         self.observer = observer or Observer()
         self.write_weights = write_weights
         self.write_identity = write_identity
+        self.unified_checkpoint = True
         self.length_grouping = length_grouping
         self.extra_metrics = extra_metrics
         self.meter: SpeedMeter | None = None
@@ -96,13 +99,14 @@ class SFTTrainer(Trainer):
         self._held_memory = 0
         self._resume_from: Path | None = None
         super().__init__(
-            model=model,
+            model=stage_or_model(model),
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=[_Hooks(self), *callbacks],
         )
+        self.model = self.model_wrapped = model
         for shown in (PrinterCallback, ProgressCallback):
             self.pop_callback(shown)
 
@@ -149,8 +153,10 @@ class SFTTrainer(Trainer):
         The wrappers' constructors have made the ranks' weights equal. What else they do is to hand the inputs of one
         rank to those that share its layers, which have read the same rows themselves.
         """
-        self._wrapper = wrapped = super()._wrap_model(model, training)
+        self._wrapper = wrapped = super()._wrap_model(stage_or_model(model), training)
         self._passes = None
+        if isinstance(wrapped, SHARDED):
+            self.args.release_grads = False  # they do so where they can, and their clear_grad cannot be told to
         while isinstance(wrapped, WRAPPERS):
             wrapped = wrapped._layer if isinstance(wrapped, SHARDED) else wrapped._layers
         return wrapped
@@ -285,18 +291,11 @@ class SFTTrainer(Trainer):
     def _save_checkpoint(self, model: paddle.nn.Layer, metrics: Mapping[str, float] | None = None) -> None:
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         self._note_if_best(output_dir / f"checkpoint-{step}", metrics)
-        if not self.args.should_save:
-            save_training_state(output_dir, self)  # its part of the random generators
-            return
-        with new_checkpoint(output_dir, step) as scratch:
-            self.write_weights(scratch)
-            save_training_state(scratch, self)
-            self.state.trial_params = {"meter": self.meter.state()}  # the one field of the state that is free
-            self.state.save_to_json(str(scratch / TRAINER_STATE))
-            if self.write_identity is not None:
-                self.write_identity(scratch)
-        delete_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.observer.checkpoint(output_dir / f"checkpoint-{step}")
+        self.state.trial_params = {"meter": self.meter.state()}  # the one field of the state that is free
+        write_checkpoint(self, output_dir, step)
+        if is_first_rank():
+            delete_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self.observer.checkpoint(output_dir / f"checkpoint-{step}")
 
     def _note_if_best(self, checkpoint: Path, metrics: Mapping[str, float] | None) -> None:
         wanted = self.args.metric_for_best_model
@@ -323,12 +322,7 @@ class SFTTrainer(Trainer):
         Returns:
             PaddleNLP's ``TrainOutput``.
         """
-        if self.args.use_hybrid_parallel and (resume_from_checkpoint or self.args.save_strategy.value != "no"):
-            raise UserError(
-                f"save_strategy: found {self.args.save_strategy.value}; a run whose layers or optimizer are divided "
-                "among ranks neither writes nor resumes checkpoints in this version. Set save_strategy: no; the result "
-                "is written at the end."
-            )
+        agree_on_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._resume_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._watch = Stopwatch()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint)
@@ -350,7 +344,9 @@ class SFTTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint and not load_random_state(Path(checkpoint)):
-            self.observer.warning(f"{checkpoint} was written by another number of processes: dropout will differ")
+            self.observer.warning(
+                f"{checkpoint} was written by processes that divided the work in another way: dropout will differ"
+            )
 
 
 class _Hooks(TrainerCallback):

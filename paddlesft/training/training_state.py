@@ -1,4 +1,9 @@
-"""Everything besides the weights that a run needs to go on: optimizer, schedule, loss scale, random generators."""
+"""Everything besides the weights that a run needs to go on: optimizer, schedule, loss scale, random generators.
+
+The optimizer's state is kept under the names that the weights have in the whole model: ``NAME@moment1_0``. A unified
+checkpoint holds it whole (``optimizer.safetensors``), whatever the layout; otherwise each rank keeps its own part
+(``optimizer.tp00_pp01_shard00.safetensors``).
+"""
 
 from __future__ import annotations
 
@@ -9,103 +14,73 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
 from paddlesft.errors import CheckpointError
+from paddlesft.parallel.division import Division
+from paddlesft.parallel.place import is_first_copy, own_place, part_name
+from paddlesft.training.optimizer_state import read_state, write_own_state, write_whole_state
 from paddlesft.training.ranks import world_size
 
 DIRECTORY = "training_state"  # apart from the weights, so that a checkpoint is also a plain model or adapter directory
-OPTIMIZER, SCHEDULER, SCALER = "optimizer.pdopt", "scheduler.pdparams", "scaler.pdparams"
-MASTER_WEIGHTS, LR_STATE = "master_weights", "LR_Scheduler"
+OPTIMIZER, SCHEDULER, SCALER = "optimizer.safetensors", "scheduler.pdparams", "scaler.pdparams"
+OPTIMIZER_AXES = ("tensor", "pipeline", "sharding")
 
 
-def optimizer_state(optimizer: Any, model: paddle.nn.Layer) -> dict[str, Any]:
-    """Return the optimizer's state under the weights' structured names.
-
-    Paddle names parameters by a counter (``linear_3.w_0``), so its own state only fits a process that created its
-    layers in the same order, and silently starts from zero otherwise.
+def save_training_state(directory: Path | None, trainer: Any, unified: bool = True) -> None:
+    """Write optimizer, schedule, loss scale and random generators into a checkpoint; all ranks call it.
 
     Args:
-        optimizer: a paddle optimizer.
-        model: the model whose parameters it updates.
+        directory: the checkpoint being written; for a unified one, None on all ranks but the first.
+        trainer: whose state it is.
+        unified: the first rank writes whole tensors; otherwise each rank its part.
     """
-    structured = {p.name: name for name, p in model.named_parameters() if not p.stop_gradient}
-    by_length = sorted(structured, key=len, reverse=True)
-    state: dict[str, Any] = {}
-    for key, value in optimizer.state_dict().items():
-        if key == LR_STATE:
-            continue  # saved with the schedule
-        if key == MASTER_WEIGHTS:
-            state[key] = {structured[name]: tensor for name, tensor in value.items() if name in structured}
-            continue
-        owner = next((name for name in by_length if key.startswith(f"{name}_")), None)
-        state[f"{structured[owner]}@{key[len(owner) + 1 :]}" if owner else key] = value
-    return state
-
-
-def load_optimizer_state(optimizer: Any, model: paddle.nn.Layer, state: dict[str, Any], where: Path) -> None:
-    """Give an optimizer the state that ``optimizer_state`` returned.
-
-    Raises:
-        CheckpointError: the state is not of these parameters.
-    """
-    names = {name: p.name for name, p in model.named_parameters() if not p.stop_gradient}
-    found = {key.split("@", 1)[0] for key in state if "@" in key}
-    missing, extra = sorted(set(names) - found), sorted(found - set(names))
-    if state and (missing or extra):
-        example = f"no state for {missing[0]}" if missing else f"state for {extra[0]}, which is not trained now"
-        raise CheckpointError(
-            f"{where} does not fit the weights that this run trains ({example}; {len(missing)} missing, {len(extra)} "
-            "left over). Resume with the config that wrote the checkpoint, or start anew in another output_dir."
-        )
-    own: dict[str, Any] = {}
-    for key, value in state.items():
-        if key == MASTER_WEIGHTS:
-            own[key] = {names[name]: tensor for name, tensor in value.items()}
-        elif "@" in key:
-            name, rest = key.split("@", 1)
-            own[f"{names[name]}_{rest}"] = value
-        else:
-            own[key] = value
-    optimizer.set_state_dict(own)
-
-
-def save_training_state(directory: Path, trainer: Any) -> None:
-    """Write optimizer, schedule, loss scale and random generators into a checkpoint (all ranks call it)."""
-    directory = directory / DIRECTORY
-    states = _generator_states()
+    states: list[Any] = [_generator_states()]
     if world_size() > 1:
-        gathered: list[Any] = []
-        dist.all_gather_object(gathered, states)
-    else:
-        gathered = [states]
-    if not trainer.args.should_save:
-        return
-    directory.mkdir(exist_ok=True)
-    paddle.save(gathered, str(directory / _rng_file()))
+        states = []
+        dist.all_gather_object(states, _generator_states())
+    directory = None if directory is None else directory / DIRECTORY
+    first = dist.get_rank() == 0
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    if first:
+        paddle.save(states, str(directory / _rng_file()))
     if trainer.args.ignore_save_lr_and_optim:
         return
-    paddle.save(optimizer_state(trainer.optimizer, trainer.model), str(directory / OPTIMIZER))
-    paddle.save(trainer.lr_scheduler.state_dict(), str(directory / SCHEDULER))
-    if trainer.do_grad_scaling:
-        paddle.save(trainer.scaler.state_dict(), str(directory / SCALER))
+    division = Division(trainer.model)
+    if unified:
+        write_whole_state(trainer.optimizer, division, None if directory is None else directory / OPTIMIZER)
+    elif is_first_copy("data"):
+        write_own_state(trainer.optimizer, division, directory / own_optimizer_file())
+    if first:
+        paddle.save(trainer.lr_scheduler.state_dict(), str(directory / SCHEDULER))
+        if trainer.do_grad_scaling:
+            paddle.save(trainer.scaler.state_dict(), str(directory / SCALER))
+
+
+def own_optimizer_file() -> str:
+    """Return the name of this rank's part of the optimizer's state."""
+    part = part_name(*OPTIMIZER_AXES)
+    return f"optimizer.{part}.safetensors" if part else OPTIMIZER
 
 
 def load_training_state(directory: Path, trainer: Any) -> None:
-    """Give a trainer the optimizer, schedule and loss scale of a checkpoint.
+    """Give a trainer the optimizer, schedule and loss scale of a checkpoint; its optimizer is wrapped already.
 
     Raises:
         CheckpointError: the checkpoint holds none (it was saved without), or they do not fit.
     """
     directory = directory / DIRECTORY
-    missing = [name for name in (OPTIMIZER, SCHEDULER) if not (directory / name).is_file()]
+    own = directory / own_optimizer_file()
+    optimizer = directory / OPTIMIZER if (directory / OPTIMIZER).is_file() else own
+    missing = [path.name for path in (optimizer, directory / SCHEDULER) if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory} has no {' and no '.join(missing)}: it was saved with ignore_save_lr_and_optim. It cannot be "
-            "resumed; add ignore_load_lr_and_optim: true to start a fresh optimizer from its weights."
+            f"{directory} has no {' and no '.join(missing)}: it was saved with ignore_save_lr_and_optim, or by an "
+            "earlier version. It cannot be resumed; add ignore_load_lr_and_optim: true to start a fresh optimizer from "
+            "its weights."
         )
-    load_optimizer_state(
-        trainer.optimizer, trainer.model, paddle.load(str(directory / OPTIMIZER)), directory / OPTIMIZER
-    )
+    read_state(trainer.optimizer, Division(trainer.model), optimizer, whole=optimizer.name == OPTIMIZER)
     trainer.lr_scheduler.set_state_dict(paddle.load(str(directory / SCHEDULER)))
     if trainer.do_grad_scaling and (directory / SCALER).is_file():
         trainer.scaler.load_state_dict(paddle.load(str(directory / SCALER), return_numpy=True))
@@ -115,17 +90,23 @@ def load_random_state(directory: Path) -> bool:
     """Set the random generators to where they were when a checkpoint was written.
 
     Returns:
-        False when the checkpoint was written by another number of processes; the generators are left alone then.
+        False when the checkpoint was written by another number of processes, or by processes that divided the work in
+        another way; the generators are left alone then.
     """
     path = directory / DIRECTORY / _rng_file()
     if not path.is_file():
         return False
     states = paddle.load(str(path), return_numpy=True)[dist.get_rank()]
+    if states.get("place", own_place()) != own_place():
+        return False
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     paddle.framework.core.default_cpu_generator().set_state(states["cpu"])
     if paddle.get_device().startswith("gpu"):
         paddle.set_cuda_rng_state(states["device"])
+    tracker = get_rng_state_tracker()
+    if states.get("tracker") and tracker.get_states_tracker():  # dropout inside divided layers
+        tracker.set_states_tracker(states["tracker"])
     return True
 
 
@@ -139,4 +120,6 @@ def _generator_states() -> dict[str, Any]:
         "numpy": np.random.get_state(),
         "cpu": paddle.framework.core.default_cpu_generator().get_state(),
         "device": paddle.get_cuda_rng_state() if paddle.get_device().startswith("gpu") else None,
+        "tracker": get_rng_state_tracker().get_states_tracker(),
+        "place": own_place(),
     }

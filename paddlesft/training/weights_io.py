@@ -19,9 +19,13 @@ from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.weights import read_weights
 from paddlesft.parallel.division import Division
 from paddlesft.training.gathered_weights import write_gathered
+from paddlesft.training.rank_weights import load_rank_weights, save_rank_weights
+from paddlesft.training.ranks import is_first_rank
 from paddlesft.tuning.lora import adapter_weights
 from paddlesft.tuning.prefix import PDPARAMS as PREFIX_WEIGHTS
 from paddlesft.tuning.prepare import save_adapter
+
+PARTS = "*model_state.[tp]p[0-9]*.pdparams"
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,34 @@ class TextSide:
         shutil.copyfile(self.template_file, directory / f"chat_template{self.template_file.suffix}")
 
 
-def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path | None, facts: Mapping[str, Any]) -> None:
+def save_weights(
+    model: paddle.nn.Layer,
+    text_side: TextSide,
+    directory: Path | None,
+    facts: Mapping[str, Any],
+    unified: bool = True,
+) -> None:
     """Write the model directory (full fine-tuning) or adapter directory (LoRA, prefix) of a model being trained.
 
-    All ranks call it; the first one writes. Whole weights are written, one in memory at a time, in any layout. An
-    adapter speaks with its base's tokenizer and template; they are copied only where the run used others.
+    All ranks call it; the first one writes whole weights, one in memory at a time, in any layout. An adapter speaks
+    with its base's tokenizer and template; they are copied only where the run used others.
 
     Args:
         model: the model, with its adapter; whole, or this rank's part of it.
         text_side: tokenizer and template.
-        directory: an existing directory being written; None on all ranks but the first.
+        directory: an existing directory being written; None on all ranks but the first, if ``unified``.
         facts: entries for ``paddlesft.json``.
+        unified: False: where ranks hold parts of the weights, each writes its own, and no model directory comes about.
     """
     division = Division(model)
+    if not unified and division.has_parts:
+        save_rank_weights(model, division, directory, facts)
+        if is_first_rank():
+            copy_tokenizer(text_side.tokenizer_dir, directory)
+            text_side.write_template(directory)
+        return
     gathering = None if division.is_whole else division.gathering()
-    if directory is None:
+    if directory is None or not is_first_rank():
         for _ in gathering or ():
             pass
         return
@@ -87,12 +104,17 @@ def save_weights(model: paddle.nn.Layer, text_side: TextSide, directory: Path | 
 
 
 def load_weights(model: paddle.nn.Layer, directory: Path) -> None:
-    """Put weights that ``save_weights`` wrote back into a model of the same kind, in any layout.
+    """Put weights that ``save_weights`` wrote back into a model of the same kind.
+
+    Whole weights fit every layout, the parts of ranks the layout that wrote them.
 
     Raises:
         CheckpointError: the directory holds weights of another kind or shape.
     """
     division = Division(model)
+    if division.has_parts and any(directory.glob(PARTS)):
+        load_rank_weights(model, division, directory)
+        return
     if isinstance(model, LoRAModel):
         arrays = adapter_weights(directory)
         shapes, weights = {name: a.shape for name, a in arrays.items()}, {n: lambda a=a: a for n, a in arrays.items()}
@@ -104,7 +126,7 @@ def load_weights(model: paddle.nn.Layer, directory: Path) -> None:
         shapes, weights = {name: shape for name, _, shape, _ in found}, {name: load for name, _, _, load in found}
     else:
         tensors, _ = read_weights(directory)
-        shapes, weights = {n: t.shape for n, t in tensors.items()}, {n: t.load for n, t in tensors.items()}
+        shapes, weights = {n: t.shape for n, t in tensors.items()}, {n: t.mapped for n, t in tensors.items()}
         if not weights:
             raise CheckpointError(f"{directory} holds no model weights (model.safetensors).")
     wrong = [k for k in division.own if k not in shapes or tuple(shapes[k]) != division.whole_shape(k)]

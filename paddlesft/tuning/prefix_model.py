@@ -30,6 +30,7 @@ from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 from paddlenlp.transformers.model_utils import dtype_guard
 
 from paddlesft.models.load import quiet_paddlenlp
+from paddlesft.tuning.prefix_stages import put_in_front
 
 WHOLE = -1  # what PaddleNLP calls the degree of an encoder that is not divided
 
@@ -62,6 +63,7 @@ class PrefixModel(PrefixModelForCausalLM):
         self.prefix_tokens = paddle.arange(config.num_prefix_tokens, dtype="int64")
         self.postprocess_past_key_value, self.pad_attention_mask, self.inference = to_cache, None, False
         self.forward = model.forward
+        put_in_front(model, config.num_prefix_tokens, lambda number, rows: self.cache_of([number], rows)[0])
         self.mark_only_prefix_as_trainable()
         group = fleet.get_hybrid_communicate_group().get_pipe_parallel_group()
         for parameter in self.prefix_encoder.parameters():  # its gradient counts once in the norm over all stages
@@ -82,13 +84,12 @@ class PrefixModel(PrefixModelForCausalLM):
             One (keys, values) per layer, in the family's cache layout.
         """
         both = self.keys_and_values(layers)
-        lm_config = self.config
-        degree, rank = max(lm_config.tensor_parallel_degree, 1), max(lm_config.tensor_parallel_rank, 0)
+        degree, rank = max(self.config.tensor_parallel_degree, 1), max(self.config.tensor_parallel_rank, 0)
         if degree > 1:
             group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
             both = mp_ops._c_identity(both, group=group)  # sums the gradients of all ranks' heads
         both = both.expand([rows, *both.shape[1:]])
-        both = self.prefix_encoder[-1](both)  # dropout
+        both = F.dropout(both, self.prefix_config.prefix_dropout, training=self.model.training)
         own = both.shape[3] // degree
         return self.postprocess_past_key_value(both[:, :, :, rank * own : (rank + 1) * own])
 
@@ -117,12 +118,17 @@ class PrefixModel(PrefixModelForCausalLM):
         return hidden.reshape([1, config.num_prefix_tokens, 2 * len(layers), self.num_heads, self.head_dim])
 
 
+def stage_or_model(model: nn.Layer) -> nn.Layer:
+    """Return the stage of a pipeline that has a prefix, as Fleet and PaddleNLP want it; other models as they are."""
+    return model.model if isinstance(model, PrefixModel) and isinstance(model.model, PipelineLayer) else model
+
+
 def sum_over_stages(model: nn.Layer) -> None:
     """Add up what the stages of a pipeline have found for the encoder of their common prefix.
 
     To be called by all ranks after the backward passes of a step; does nothing to models without prefix or pipeline.
     """
-    if not isinstance(model, PrefixModel) or not isinstance(model.model, PipelineLayer):
+    if stage_or_model(model) is model:
         return
     group = fleet.get_hybrid_communicate_group().get_pipe_parallel_group()
     for parameter in model.prefix_encoder.parameters():

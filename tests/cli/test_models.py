@@ -38,7 +38,7 @@ def test_the_table_has_a_line_for_each_family_and_fits(shown: Callable[..., str]
     for line, (_, refusals) in zip(lines[1:], capability_table()):
         assert line.count("✓") == sum(not why for why in refusals.values())
         assert line.count(" - ") + line.rstrip().endswith("-") >= sum(bool(why) for why in refusals.values())
-    assert lines[-1] == "Not built yet for any family: tensor parallelism, pipeline parallelism, quantization."
+    assert lines[-1] == "Not built yet for any family: quantization."
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -62,7 +62,7 @@ def test_json_holds_the_same_facts(shown: Callable[..., str]) -> None:
         marks = {key: cell["reason"] for key, cell in row["capabilities"].items()}
         assert {key: marks[key] for key in refusals} == refusals
         assert all(cell["offered"] != bool(cell["reason"]) for cell in row["capabilities"].values())
-        assert row["capabilities"]["pipeline_parallel"]["offered"] is False
+        assert row["capabilities"]["quantization"]["offered"] is False
         assert row["classes"]["model"] == family.causal_lm
     assert json.loads(shown("qwen2", "--json")) == everything[[f.name for f in FAMILIES].index("qwen2")]
 

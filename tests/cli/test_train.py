@@ -11,6 +11,10 @@ import pytest
 
 from paddlesft.cli.main import main
 from paddlesft.cli.train_display import TrainDisplay, next_commands
+from paddlesft.cli.train_launch import LaunchOptions, take_launch_options
+from paddlesft.errors import ConfigError
+from paddlesft.parallel import launch as launch_room
+from paddlesft.parallel import visible_gpus
 from paddlesft.training.checkpoint_saving import complete_checkpoints
 
 REPO = Path(__file__).resolve().parents[2]
@@ -154,3 +158,80 @@ def test_the_next_commands_fit_the_method() -> None:
     )
     assert next_commands("prefix", Path("r"))[0] == "paddlesft chat --prefix_path r"
     assert next_commands("full", Path("r"))[0] == "paddlesft chat --model_name_or_path r"
+
+
+# ---- several processes ----
+
+
+def test_options_of_the_launch_are_taken_out_of_the_arguments() -> None:
+    arguments = ["--nproc", "4", "a.yaml", "max_restarts=2", "--log_dir=logs", "--lora", "seed=3"]
+    options, rest = take_launch_options(arguments)
+    assert options == LaunchOptions(4, "logs", 2) and rest == ["a.yaml", "--lora", "seed=3"]
+    assert take_launch_options(["a.yaml"]) == (LaunchOptions(), ["a.yaml"])
+    assert take_launch_options(["--max-restarts", "1"])[0].max_restarts == 1
+    with pytest.raises(ConfigError) as error:
+        take_launch_options(["--nproc", "0", "--max_restarts=-1", "--log_dir"])
+    assert str(error.value).splitlines() == [
+        "command line: --nproc: found '0'; allowed: a whole number from 1.",
+        "command line: --max_restarts: found '-1'; allowed: a whole number from 0.",
+        "command line: --log_dir needs a directory behind it.",
+    ]
+
+
+def test_errors_of_config_layout_and_machines_come_before_any_rank_starts(
+    run_here, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_room, "launch", lambda *args, **options: pytest.fail("ranks were started"))
+    out = f"output_dir={tmp_path / 'out'}"
+    done = run_here("train", "--nproc", "2", config, out, "lerning_rate=3")
+    assert done.returncode == 2 and done.stderr.count("Did you mean 'learning_rate'?") == 1
+    done = run_here("train", "--nproc", "2", config, out, "tensor_parallel_degree=4")
+    assert done.returncode == 2 and "does not divide the 2 processes of this run" in done.stderr
+    done = run_here("train", "--nproc", "2", config)
+    assert done.returncode == 2 and "output_dir" in done.stderr
+    done = run_here("train", config, out, "tensor_parallel_degree=2")
+    assert done.returncode == 2 and "but this run is one process" in done.stderr
+    assert "paddlesft train --nproc 2 CONFIG" in done.stderr
+    done = run_here("train", config, out, NNODES="2", RANK="0")
+    assert done.returncode == 2 and "MASTER_ADDR is not set" in done.stderr and "MASTER_PORT is not set" in done.stderr
+    assert not (tmp_path / "out").exists() and "PADDLE_TRAINERS_NUM" not in os.environ
+
+
+def test_each_visible_gpu_gets_a_process(run_here, config: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def launch(command, ranks, log_dir, **options):
+        calls.append((command[1:], ranks, log_dir, options["on_cpu"], options["nodes"]))
+        return launch_room.Launched(0, log_dir)
+
+    monkeypatch.setattr(launch_room, "launch", launch)
+    monkeypatch.setattr(visible_gpus, "visible_gpus", lambda: 4)
+    out = f"output_dir={tmp_path / 'out'}"
+    done = run_here("train", config, out)
+    assert done.returncode == 0, done.stderr
+    assert calls == [(["-m", "paddlesft", "train", str(config), out], 4, tmp_path / "out" / "log", False, None)]
+    assert done.stdout == f"4 processes; logs: {tmp_path / 'out' / 'log'}/workerlog.N\n"
+    run_here("train", config, out, "--nproc=2", "device=cpu", f"--log_dir={tmp_path / 'logs'}")
+    assert calls[1][1:4] == (2, tmp_path / "logs", True)
+    run_here("train", config, out, NNODES="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    assert calls[2][1:3] == (4, tmp_path / "out" / "log" / "node-1") and calls[2][4].count == 2
+    done = run_here("train", config, out, "--nproc", "5")
+    assert done.returncode == 2 and len(calls) == 3
+    assert "--nproc: found 5; visible GPUs: 4; allowed: at most one process on each." in done.stderr
+
+
+def test_a_rank_cannot_be_launched_again(run_cli, config: Path, tmp_path: Path) -> None:
+    rank = {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0"}
+    done = run_cli("train", config, f"output_dir={tmp_path}", "--nproc", "2", **rank)
+    assert done.returncode == 2 and "paddle.distributed.launch has launched these" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_error_that_all_ranks_find_is_shown_once(run_cli, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    keys = [config, f"output_dir={out}", f"dataset_name_or_path={tmp_path}/nowhere", "device=cpu"]
+    done = run_cli("train", "--nproc", "2", *keys, OMP_NUM_THREADS="1")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("paddlesft train: dataset_name_or_path: ") and "Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).count("nowhere does not exist") == 1
+    assert "nowhere does not exist" in (out / "log" / "workerlog.1").read_text()

@@ -39,6 +39,7 @@ DEFAULTS = {
     "output_dir": "paddlenlp has none and demands the key; here a rule demands it, with the other rules",
     "device": "gpu is wrong on a machine without one; auto takes what is there",
     "logging_steps": "500 steps are more than most fine-tuning runs have",
+    "unified_checkpoint": "parts of ranks go on in one layout only; whole files are the safer default",
 }
 # Types that differ on purpose, beyond what `plain` levels out.
 TYPES = {

@@ -160,6 +160,16 @@ RULES = [
         "sharding: found 'offload'; allowed: stage1, stage2 or stage3, each with or without offload behind it, "
         "or nothing.",
     ),
+    (
+        ["sharding=stage1 offload"],
+        "sharding: found 'stage1 offload'; PaddleNLP moves nothing to the host in stage1; allowed: stage1, or stage2 "
+        "or stage3 with offload.",
+    ),
+    (
+        ["sharding=stage2 offload"],
+        "sharding: found 'stage2 offload'; in stage2 Paddle moves the state of float16 weights only to the host; "
+        "allowed: stage2, stage3 offload, or fp16: true with fp16_opt_level: O2.",
+    ),
 ]
 
 
@@ -209,7 +219,8 @@ def test_places_of_a_rule_are_the_lines_of_its_keys(tmp_path) -> None:
         ["eval_dataset_path=dev.jsonl", "do_eval=true"],
         ["do_train=false", "do_predict=true"],
         ["sharding=stage1"],
-        ["sharding=stage2 offload"],
+        ["sharding=stage2 offload", "fp16=true", "bf16=false", "fp16_opt_level=O2"],
+        ["sharding=stage3 offload"],
         ["max_steps=20", "warmup_steps=20"],
     ],
     ids=" ".join,

@@ -109,15 +109,14 @@ def test_the_head_shows_the_commands(path: Path) -> None:
 
 def job(path: Path, model: Path, data: Path, out: Path) -> dict[str, Any]:
     """A config with every degree cut to what four ranks have."""
-    training, keys = load_run_config(path).training, []
+    training, name = load_run_config(path).training, f"{path.parent.name}-{path.stem}"
     degrees = {key: 2 for key in ("tensor_parallel_degree", "pipeline_parallel_degree") if getattr(training, key) > 1}
     if training.sharding:
         degrees["sharding_parallel_degree"] = 4 // 2 ** len(degrees)
     keys = [f"{key}={value}" for key, value in degrees.items()]
-    keys += [f"model_name_or_path={model}", f"dataset_name_or_path={data}", f"output_dir={out / path.parent.name}"]
-    keys[-1] += f"-{path.stem}"
+    keys += [f"model_name_or_path={model}", f"dataset_name_or_path={data}", f"output_dir={out / name}"]
     keys += ["device=cpu", "max_steps=2", "max_length=128", "src_length=64", "gradient_accumulation_steps=2"]
-    return {"name": keys[-1], "divided": True, "config": [str(path), *keys]}
+    return {"name": name, "divided": True, "config": [str(path), *keys]}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from paddlesft.models.capabilities import CAPABILITIES, UNPROVEN, capability_tab
 from paddlesft.models.family import Family
 
 REPO = Path(__file__).resolve().parents[2]
+ROOMS = ("families", "models", "parallel")
 TRAINING = "tests/families/test_training.py::test_rows_are_learned_until_generation_reproduces_them"
 GENERATION = "tests/families/test_generation.py"
 TORCH = "tests/models/test_families_against_torch.py"
@@ -50,6 +51,14 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
         f"tests/families/test_packing.py::test_packed_rows_have_the_loss_of_single_rows[{family.name}-{method}]"
         for method in ("full", "lora", *(["prefix"] if family.prefix_tuning else []))
     ],
+    "tensor": lambda family: [
+        f"tests/parallel/test_tensor_training.py::test_divided_layers_train_as_whole_ones[{family.name}-{kind}]"
+        for kind in ("rows", "packed")
+    ],
+    "pipeline": lambda family: [
+        f"tests/parallel/test_own_training.py::test_layout_has_the_losses_of_one_process[{family.name} {method}-pp2]"
+        for method in ("full", "lora")
+    ],
     "generate": lambda family: [
         f"{GENERATION}::test_a_padded_batch_gives_the_replies_of_single_rows[{family.name}-full]",
         f"{GENERATION}::test_the_logits_of_a_padded_batch_are_those_of_single_rows[{family.name}-full]",
@@ -67,9 +76,9 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
-    """The names of the tests of these two rooms, as pytest finds them."""
+    """The names of the tests of these three rooms, as pytest finds them."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "tests/families", "tests/models"],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", *(f"tests/{r}" for r in ROOMS)],
         cwd=REPO, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

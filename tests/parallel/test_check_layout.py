@@ -139,11 +139,6 @@ MESSAGES = [
         "2; a pipeline does not generate; allowed: false, or pipeline_parallel_degree 1.",
     ),
     (
-        dict(world=2, pipeline_parallel_degree=2, prefix_tuning=True),
-        "prefix_tuning: found true with pipeline_parallel_degree 2; PaddleNLP's pipelines have no place for a prefix; "
-        "allowed: lora: true, or pipeline_parallel_degree 1.",
-    ),
-    (
         dict(world=2, family="qwen2", pipeline_parallel_degree=2, recompute=True, no_recompute_layers=[0]),
         "no_recompute_layers: set with pipeline_parallel_degree 2; PaddleNLP's pipeline of family qwen2 recomputes all "
         "layers or none; allowed: leave the key out.",
@@ -163,6 +158,13 @@ MESSAGES = [
         dict(world=4, tensor_parallel_degree=2, sharding="stage3 offload"),
         "sharding: found stage3 with tensor_parallel_degree 2; PaddleNLP combines tensor parallelism with stage1 and "
         "stage2 only; allowed: stage1 or stage2, or tensor_parallel_degree 1.",
+    ),
+    (
+        dict(
+            world=4, sharding="stage2 offload", sharding_parallel_degree=2, fp16=True, bf16=False, fp16_opt_level="O2"
+        ),
+        "sharding: found stage2 offload with 2 data-parallel copies; Paddle moves state to the host in stage2 only "
+        "without data parallelism; allowed: stage2, stage3 offload, or sharding_parallel_degree 4.",
     ),
     (
         dict(world=4, sharding="stage2", sharding_parallel_degree=2, amp_master_grad=True, bf16=True),
@@ -335,7 +337,7 @@ requests = st.builds(
     sharding=st.one_of(st.none(), st.integers(1, 9)), stage=st.integers(0, 3), virtual=st.integers(1, 3),
     sequence_parallel=st.booleans(), micro_batch=st.integers(1, 4), accumulation=st.integers(1, 16),
     global_batch=st.one_of(st.none(), st.integers(1, 64)), max_length=st.integers(2, 4096),
-    generates=st.sampled_from([(), ("do_predict",)]), prefix_tokens=st.sampled_from([0, 16]),
+    generates=st.sampled_from([(), ("do_predict",)]),
     kept_layers=st.booleans(),
 )  # fmt: skip
 plans = {family.name: family.plan({}) for family in FAMILIES}

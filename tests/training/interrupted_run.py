@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 import paddlesft  # noqa: F401  (prepares the environment)
-from paddlesft.training import checkpoint_saving, trainer
+from paddlesft.training import checkpoint_saving, checkpoint_writing
 from paddlesft.training.resume import find_checkpoint
 from tests.training.small_runs import small_run
 
@@ -31,7 +31,7 @@ def die() -> None:
 def train(output_dir: str, kill_at: str, where: str, overrides: list[str]) -> None:
     """Resume from the newest complete checkpoint if there is one, and train."""
     doomed = f"checkpoint-{kill_at}.incomplete"
-    seal, save_state = checkpoint_saving.seal, trainer.save_training_state
+    seal, save_state = checkpoint_saving.seal, checkpoint_writing.save_training_state
 
     def dying_state(directory: Path, *rest: object) -> None:
         if where == "weights" and doomed in directory.name:
@@ -45,7 +45,7 @@ def train(output_dir: str, kill_at: str, where: str, overrides: list[str]) -> No
         if where == "rename" and doomed in directory.name:
             die()
 
-    checkpoint_saving.seal, trainer.save_training_state = dying_seal, dying_state
+    checkpoint_saving.seal, checkpoint_writing.save_training_state = dying_seal, dying_state
     resume, passed_over = find_checkpoint(output_dir, None, overwrite=False)
     print("resume", resume.name if resume else None, [path.name for path, _ in passed_over])
     small_run(Path(output_dir), *overrides, resume=resume)

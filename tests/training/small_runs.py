@@ -121,7 +121,7 @@ def small_run(
         model = prepare_for_tuning(model or small_model(), config)
         arguments = training_arguments(config)
 
-        def write_weights(directory: Path) -> None:
+        def write_weights(directory: Path, unified: bool = True) -> None:
             if not save_adapter(model, directory):
                 model.save_pretrained(str(directory), safe_serialization=True)
             write_provenance(directory, source="test")

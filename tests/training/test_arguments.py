@@ -63,3 +63,12 @@ def test_what_paddlenlp_refuses_becomes_a_config_error() -> None:
 )
 def test_data_parallelism_alone_divides_nothing(keys: dict[str, object], divided: bool) -> None:
     assert is_divided(keys) is divided
+
+
+def test_offload_is_left_out_on_a_cpu_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config("sharding=stage3 offload")
+    with caplog.at_level("WARNING", logger="paddlesft"):
+        training_arguments(config)
+    assert caplog.messages == [
+        "sharding: offload keeps state in the host's memory, where everything is on a CPU; left out"
+    ]

@@ -61,10 +61,55 @@ def test_model_and_data_are_compared_by_content_not_by_path() -> None:
         assert (first.what, first.breaks) == (what, True)
 
 
-def test_another_number_of_processes_breaks_the_run() -> None:
+def test_another_number_of_processes_breaks_the_run_if_its_steps_have_other_rows() -> None:
     assert resume.compare(identity(), identity(ranks=2)) == [
         resume.Difference("data parallel processes", 1, 2, breaks=True)
     ]
+    one, two = identity("gradient_accumulation_steps=4"), identity("gradient_accumulation_steps=2", ranks=2)
+    found = [(d.what, d.saved, d.now, d.breaks) for d in resume.compare(one, two)]
+    assert found == [("data parallel processes", 1, 2, False), ("gradient_accumulation_steps", 4, 2, False)]
+
+
+def test_another_layout_of_the_same_batch_is_only_said() -> None:
+    before, after = identity(), identity("tensor_parallel_degree=2", "sharding=stage1")
+    after["layout"]["tensor"] = 2
+    found = resume.compare(before, after)
+    assert {d.what for d in found} == {"tensor parallel processes", "tensor_parallel_degree", "sharding"}
+    assert not any(d.breaks for d in found)
+
+
+def test_parts_of_ranks_fit_their_own_layout_only() -> None:
+    saved = identity("unified_checkpoint=false", "tensor_parallel_degree=2")
+    saved["layout"]["tensor"] = 2
+    path = Path("run/checkpoint-20")
+    resume.refuse_parts_of_another_layout(path, saved, saved)
+    more_readers = {**saved, "layout": {**saved["layout"], "data": 2}}
+    resume.refuse_parts_of_another_layout(path, saved, more_readers)  # which read the same files
+    whole = {**saved, "config": {**saved["config"], "unified_checkpoint": True}}
+    resume.refuse_parts_of_another_layout(path, whole, identity())
+    with pytest.raises(CheckpointError) as error:
+        resume.refuse_parts_of_another_layout(path, saved, identity("sharding=stage2"))
+    text = str(error.value)
+    assert "tensor 2, now 1; sharding stage '', now 'stage2'" in text and "would be lost" in text
+    assert "unified_checkpoint: true from now on" in text
+    assert "paddlesft merge-shards run/checkpoint-20 NEW_DIRECTORY" in text
+    assert text.endswith("NEW_DIRECTORY and another output_dir.")
+    sharded = identity("unified_checkpoint=false", "sharding=stage1")
+    sharded["layout"]["sharding"] = 2
+    with pytest.raises(CheckpointError, match=r"fresh optimizer: ignore_load_lr_and_optim: true\.$"):
+        resume.refuse_parts_of_another_layout(path, sharded, identity())
+    resume.refuse_parts_of_another_layout(path, sharded, identity("ignore_load_lr_and_optim=true"))
+
+
+def test_all_nodes_have_to_see_the_same_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    resume.agree_on_checkpoint("run/checkpoint-20", "run")  # alone
+    monkeypatch.setattr(resume.dist, "get_world_size", lambda: 2)
+    others = ("two", "checkpoint-20")
+    monkeypatch.setattr(resume.dist, "all_gather_object", lambda found, own: found.extend([others, own]))
+    resume.agree_on_checkpoint("run/checkpoint-20", "run")
+    with pytest.raises(CheckpointError, match=r"The nodes do not see the same checkpoint in run: two: checkpoint-20; .*"
+                       r": none\. .*copy the checkpoint's directory to every node"):  # fmt: skip
+        resume.agree_on_checkpoint(None, "run")
 
 
 def test_the_refusal_lists_everything_and_names_the_way_out() -> None:
@@ -89,7 +134,7 @@ def test_keys_that_only_one_program_version_knows_do_not_disturb_when_unused() -
 
 def test_every_key_called_harmless_exists() -> None:
     known = set(small_config().flat())
-    gone = sorted((resume.HARMLESS | resume.COMPARED_BY_CONTENT) - known)
+    gone = sorted((resume.HARMLESS | resume.COMPARED_BY_CONTENT | resume.LAYOUT_KEYS) - known)
     assert gone == [], "take them off the list"
 
 

@@ -183,7 +183,7 @@ def test_checkpoints_are_numbered_limited_and_hold_the_state(tmp_path: Path) -> 
     small_run(tmp_path, "lora=true", "max_steps=8", "save_strategy=steps", "save_steps=2", "save_total_limit=2")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
     files = json.loads((tmp_path / "checkpoint-8" / "complete.json").read_text())["files"]
-    assert {"lora_model_state.pdparams", "trainer_state.json", "training_state/optimizer.pdopt"} <= set(files)
+    assert {"lora_model_state.pdparams", "trainer_state.json", "training_state/optimizer.safetensors"} <= set(files)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert state["global_step"] == 8 and len(state["log_history"]) == 8

@@ -64,3 +64,24 @@ def test_training_can_start_from_a_saved_adapter(tmp_path: Path) -> None:
 
 def test_a_plain_model_has_no_adapter_to_save(tmp_path: Path) -> None:
     assert save_adapter(small_model(), tmp_path) is False and not list(tmp_path.iterdir())
+
+
+def test_parts_and_shared_matrices_are_counted_as_the_whole_model_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paddle.distributed.fleet.base import topology
+
+    class TwoTensorParallelRanks:
+        def get_model_parallel_world_size(self) -> int:
+            return 2
+
+        def get_pipe_parallel_world_size(self) -> int:
+            return 1
+
+    model = paddle.nn.Sequential(
+        paddle.nn.Linear(3, 4), paddle.nn.Linear(4, 5, bias_attr=False), paddle.nn.Linear(2, 2)
+    )
+    model[0].weight.is_distributed = model[0].bias.is_distributed = True
+    model[1].weight.stop_gradient = True
+    model[2].weight.is_firstly_shared = False  # another stage has counted it
+    assert parameter_counts(model) == (16 + 2, 16 + 20 + 2)
+    monkeypatch.setattr(topology, "_HYBRID_PARALLEL_GROUP", TwoTensorParallelRanks())
+    assert parameter_counts(model) == (2 * 16 + 2, 2 * 16 + 20 + 2)

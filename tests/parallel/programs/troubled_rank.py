@@ -1,7 +1,7 @@
 """A rank of ``paddlesft train`` that gets into trouble: ``troubled_rank.py KIND RANK STEP MARKER KEYS ...``.
 
-In the forward pass of STEP rank RANK raises an error (raise), is killed (kill), sleeps for ever (sleep), stops (stop) or
-finds bad input (user). That happens once: the file MARKER is written before, and nothing happens when it is there.
+At the beginning of STEP rank RANK raises an error (raise), is killed (kill), sleeps for ever (sleep), is stopped (stop)
+or finds bad input (user). That happens once: the file MARKER is written before, and nothing happens when it is there.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ training_step = SFTTrainer.training_step
 
 def troubled_step(self: SFTTrainer, *args: Any, **options: Any) -> Any:
     """Stand in for the trainer's step."""
-    if self.state.global_step + 1 == int(STEP) and os.environ["PADDLE_TRAINER_ID"] == RANK:
-        if not Path(MARKER).exists():
-            get_into_trouble()
+    here = self.state.global_step + 1 == int(STEP) and os.environ["PADDLE_TRAINER_ID"] == RANK
+    if here and not Path(MARKER).exists():
+        get_into_trouble()
     return training_step(self, *args, **options)
 
 

@@ -18,6 +18,14 @@ from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless, r
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.quantized.directory import KEY as QUANTIZATION
+from paddlesft.models.quantized.directory import (
+    fill_quantized,
+    put_empty_layers,
+    quantized_layers,
+    read_records,
+    save_quantized,
+)
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
@@ -47,9 +55,14 @@ def load_config(directory: str | Path) -> Any:
     directory = Path(directory)
     import paddlenlp.transformers as zoo
 
-    family = family_of(read_config(directory), where=str(directory / "config.json"))
+    content, where = read_config(directory), str(directory / "config.json")
+    family = family_of(content, where=where)
+    config_class = getattr(zoo, family.config_class)
     with quiet_paddlenlp():
-        config = getattr(zoo, family.config_class).from_pretrained(str(directory))
+        if read_records(content, where):  # of a method that paddlenlp does not know
+            config = config_class.from_dict({key: value for key, value in content.items() if key != QUANTIZATION})
+        else:
+            config = config_class.from_pretrained(str(directory))
     for key, value in ONE_PROCESS.items():
         if hasattr(config, key):
             setattr(config, key, value)
@@ -117,8 +130,18 @@ def load_model(
 
     family = family_of(config)
     model_class = getattr(zoo, family.causal_lm)
+    records = read_records(read_config(directory), str(directory / "config.json"))
     with quiet_paddlenlp(logging.ERROR):
-        if tensor_parallel[0] > 1:
+        if records:
+            stored = read_weights(directory)[0]
+            with paddle.LazyGuard():  # the float weights of quantized layers never exist
+                model = empty_model(model_class, config, directory, used)
+            put_empty_layers(model, records, str(directory / "config.json"))
+            if config.tie_word_embeddings:
+                with contextlib.suppress(AttributeError):  # a head without a weight of its own is tied already
+                    model.tie_weights()
+            fill_quantized(model, stored, directory)
+        elif tensor_parallel[0] > 1:
             whole = config.to_dict()
             config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
             config.sequence_parallel = sequence_parallel
@@ -222,7 +245,10 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
         state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
     with quiet_paddlenlp():
-        model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
+        if quantized_layers(model):
+            save_quantized(model, state, directory)
+        else:
+            model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
             tokenizer.save_pretrained(str(directory))
     if isinstance(tokenizer, (str, Path)):

@@ -3,9 +3,10 @@
 Shape legend: i inputs and o outputs of a Linear, g groups of inputs that share a scale.
 
 int8 and int4 are symmetric: weight = code * scale with codes from -128 to 127 and from -8 to 7; scales are chosen such
-that the largest number has the largest code, as PaddleSlim chooses them. nf4 and fp4 look the value of a code up in a table of 16 (Dettmers et al. 2023, arXiv:2305.14314, appendix E for
-nf4; fp4 is sign, two bits of exponent, one of mantissa): weight = table[code] * scale. Codes of four bits stand in
-pairs: the input with the even number has the lower half of the byte.
+that the largest number has the largest code, as PaddleSlim chooses them. nf4 and fp4 look the value of a code up in a
+table of 16 (Dettmers et al. 2023, arXiv:2305.14314, appendix E for nf4; fp4 is sign, two bits of exponent, one of
+mantissa): weight = table[code] * scale. Codes of four bits stand in pairs: the input with the even number has the lower
+half of the byte.
 
 Double quantization (section 3 of the same paper) stores the scales themselves in 8 bits: the mean is taken off, and 256
 neighbours share a scale.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -58,6 +59,8 @@ class LayerWalk:
     def __init__(self, model: nn.Layer, batches: Sequence[Mapping[str, Any]]) -> None:
         self.layers = decoder_layers(model)
         self.calls = [self._first_call(model, batch) for batch in batches]
+        self._rows_first = decoder_of(model).rows_first
+        self._real = [real_tokens(batch) for batch in batches]
 
     def _first_call(self, model: nn.Layer, batch: Mapping[str, Any]) -> Call:
         caught: list[Call] = []
@@ -101,11 +104,16 @@ class LayerWalk:
 
         Args:
             layer: the decoder layer that the batches stand in front of.
-            looks: parts of it, each with what is called with its input at each step.
+            looks: parts of it, each with what is called with its input for every row: [n, i], padding left out.
             steps: number of batches.
         """
-        with _hooks(looks):
-            for call in self.calls[:steps]:
+        for call, real in zip(self.calls[:steps], self._real):
+
+            def rows(x: paddle.Tensor, real: Sequence[paddle.Tensor] = real) -> Iterator[paddle.Tensor]:
+                for row, positions in zip(self._rows_first(x), real):
+                    yield paddle.gather(row, positions)
+
+            with _hooks(looks, rows):
                 call(layer)
 
 
@@ -119,11 +127,25 @@ def decoder_layers(model: nn.Layer) -> dict[str, nn.Layer]:
     raise ValueError(f"{type(lm).__name__} has no list of {count} decoder layers")
 
 
+def real_tokens(batch: Mapping[str, Any]) -> list[paddle.Tensor]:
+    """Return the positions of each row of a batch that are not padding."""
+    real = np.asarray(batch["segment_ids"] if "segment_ids" in batch else batch["attention_mask"]) != 0
+    return [paddle.to_tensor(np.flatnonzero(row)) for row in real]
+
+
 @contextmanager
-def _hooks(looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]]) -> Iterator[None]:
-    handles = [
-        part.register_forward_pre_hook(lambda _, inputs, look=look: look(inputs[0])) for part, look in looks.items()
-    ]
+def _hooks(
+    looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]],
+    rows: Callable[[paddle.Tensor], Iterator[paddle.Tensor]],
+) -> Iterator[None]:
+    def hook(look: Callable[[paddle.Tensor], None]) -> Callable[..., None]:
+        def show(_: nn.Layer, inputs: Any) -> None:
+            for row in rows(inputs[0]):
+                look(row)
+
+        return show
+
+    handles = [part.register_forward_pre_hook(hook(look)) for part, look in looks.items()]
     try:
         yield
     finally:

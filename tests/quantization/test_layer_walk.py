@@ -65,7 +65,32 @@ def test_parts_of_a_layer_can_be_looked_at(tiny_llama: Path) -> None:
     linears = [part for part in layer.sublayers() if isinstance(part, nn.Linear)]
     shapes: list[list[int]] = []
     walk.show(layer, {part: lambda x: shapes.append(x.shape) for part in linears}, steps=1)
-    assert name == "llama.layers.0" and len(shapes) == len(linears) == 7
+    assert name == "llama.layers.0" and len(linears) == 7 and len(shapes) == 14  # for each of two rows
     assert {shape[-1] for shape in shapes} == {part.weight.shape[0] for part in linears}
+    assert {shape[0] for shape in shapes} == {7}
     walk.show(layer, {}, steps=1)
-    assert len(shapes) == 7  # nobody looks any more
+    assert len(shapes) == 14  # nobody looks any more
+
+
+@pytest.mark.parametrize("name", ["llama", "chatglm", "chatglm_v2"])
+def test_padding_is_not_looked_at(name: str, tiny_family: Callable[[str], Path]) -> None:
+    model = load_model(tiny_family(name))
+    prompt = decoder_of(model).as_prompt
+    rows = [prompt(list(range(5, 15))), prompt(list(range(20, 24)))]
+    width = max(map(len, rows))
+    padded = {
+        "input_ids": np.asarray([row + [0] * (width - len(row)) for row in rows]),
+        "attention_mask": np.asarray([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+    }
+    alone = [{"input_ids": np.asarray([row]), "attention_mask": np.ones([1, len(row)], dtype=int)} for row in rows]
+    seen = []
+    for given in ([padded], alone):
+        inputs: list[np.ndarray] = []
+        walk = LayerWalk(model, given)
+        for _, layer in walk:
+            first = next(part for part in layer.sublayers() if isinstance(part, nn.Linear))
+            walk.show(layer, {first: lambda x, inputs=inputs: inputs.append(x.numpy())}, steps=2)
+        seen.append(inputs)
+    assert len(seen[0]) == len(seen[1]) == 4
+    for one, two in zip(*seen):
+        np.testing.assert_allclose(one, two, atol=1e-5)

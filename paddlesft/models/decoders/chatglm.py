@@ -35,4 +35,7 @@ class ChatGLMDecoder(BlankFillingDecoder):
     ) -> tuple[paddle.Tensor, Any]:
         """Call the decoder; see ``CausalDecoder.call``."""
         hidden, cache = super().call(input_ids, attention_mask, position_ids, cache, use_cache)
-        return hidden.transpose([1, 0, 2]), cache
+        return self.rows_first(hidden), cache
+
+    def rows_first(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        return hidden.transpose([1, 0, 2])

@@ -1,0 +1,81 @@
+"""What is done to a model: which of its Linear layers get which format, by which methods."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.quantization.smoothing import PieceSearch
+
+WEIGHTS = {"weight_only_int8": "int8", "weight_only_int4": "int4", "a8w8": "int8"}  # quant_type -> weights' format
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized. Numbers of steps count calibration batches.
+
+    Attributes:
+        quant_type: a key of ``WEIGHTS``; ``a8w8`` rounds activations too.
+        group_size: inputs that share a scale; 0: all of an output's.
+        skip: regular expressions over whole names of Linear layers that stay as they are.
+        other_formats: (regular expression, format) for layers that get another format; the first that fits counts.
+        gptq: round weights by GPTQ instead of to the nearest.
+        awq: search factors for weight-only formats by AWQ first.
+        shift: take the middle of each input off (a8w8).
+        shift_all: in front of every Linear, not only of those right behind a norm.
+        shift_sampler: see ``inputs.Middle``.
+        smooth: move the range of inputs into the weights (a8w8).
+        smooth_all: as ``shift_all``.
+        smooth_sampler: see ``inputs.Range``.
+        search: search the factors piece by piece instead of by SmoothQuant's formula.
+        activations: see ``inputs.ActivationScale``.
+        steps: for the scale of activations.
+        gptq_steps, awq_steps, shift_steps, smooth_steps: for each method.
+    """
+
+    quant_type: str = "a8w8"
+    group_size: int = 0
+    skip: tuple[str, ...] = ()
+    other_formats: tuple[tuple[str, str], ...] = ()
+    gptq: bool = False
+    awq: bool = False
+    shift: bool = False
+    shift_all: bool = False
+    shift_sampler: str = "ema"
+    smooth: bool = False
+    smooth_all: bool = False
+    smooth_sampler: str = "none"
+    search: PieceSearch | None = None
+    activations: str = "avg"
+    steps: int = 32
+    gptq_steps: int = 8
+    awq_steps: int = 8
+    shift_steps: int = 32
+    smooth_steps: int = 32
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations get 8 bits."""
+        return self.quant_type == "a8w8"
+
+    @property
+    def batches(self) -> int:
+        """Calibration batches that are needed."""
+        used = [
+            (self.rounds_activations, self.steps),
+            (self.gptq, self.gptq_steps),
+            (self.awq, self.awq_steps),
+            (self.shift and self.rounds_activations, self.shift_steps),
+            (self.smooth and self.rounds_activations, self.smooth_steps),
+        ]
+        return max((steps for on, steps in used if on), default=1)
+
+    def format_of(self, name: str) -> WeightFormat | None:
+        """Return the format that a Linear's weight gets; None where it stays as it is."""
+        if any(re.fullmatch(pattern, name) for pattern in self.skip):
+            return None
+        for pattern, other in self.other_formats:
+            if re.fullmatch(pattern, name):
+                return WeightFormat(other, self.group_size)
+        return WeightFormat(WEIGHTS[self.quant_type], self.group_size)

@@ -82,9 +82,6 @@ def request_of(run: RunConfig, world_size: int, global_batch: int | None = None)
         ),
         optim=training.optim,
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
-        kept_layers=bool(
-            training.recompute and training.recompute_granularity == "full" and training.no_recompute_layers
-        ),
     )
     return replace(request, accumulation=accumulation_for(request))
 

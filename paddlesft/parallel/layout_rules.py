@@ -36,7 +36,6 @@ class LayoutRequest:
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
         optim, amp_master_grad: as the config's keys.
-        kept_layers: layers are to be left out of full recompute.
     """
 
     world_size: int
@@ -55,7 +54,6 @@ class LayoutRequest:
     generates: tuple[str, ...] = ()
     optim: str = "adamw"
     amp_master_grad: bool = False
-    kept_layers: bool = False
 
     @property
     def model_ranks(self) -> int:
@@ -218,12 +216,6 @@ def _pipeline(request: LayoutRequest, plan: TensorPlan, family: Family) -> Itera
             (PP, *request.generates),
             f"{' and '.join(request.generates)}: found true with {PP} {p}; a pipeline does not generate; "
             f"allowed: false, or {PP} 1.",
-        )
-    if request.kept_layers and not family.pipe_keeps_layers:
-        yield (
-            (PP, "no_recompute_layers"),
-            f"no_recompute_layers: set with {PP} {p}; PaddleNLP's pipeline of family {family.name} recomputes all "
-            "layers or none; allowed: leave the key out.",
         )
 
 

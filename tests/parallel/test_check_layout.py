@@ -139,11 +139,6 @@ MESSAGES = [
         "2; a pipeline does not generate; allowed: false, or pipeline_parallel_degree 1.",
     ),
     (
-        dict(world=2, family="qwen2", pipeline_parallel_degree=2, recompute=True, no_recompute_layers=[0]),
-        "no_recompute_layers: set with pipeline_parallel_degree 2; PaddleNLP's pipeline of family qwen2 recomputes all "
-        "layers or none; allowed: leave the key out.",
-    ),
-    (
         dict(world=4, sharding_parallel_degree=2),
         "sft.json:7: sharding_parallel_degree: found 2, but sharding names no stage, so that nobody would add up the "
         "gradients of these 2; allowed: sharding: stage1, stage2 or stage3, or sharding_parallel_degree 1 (data "
@@ -338,7 +333,6 @@ requests = st.builds(
     sequence_parallel=st.booleans(), micro_batch=st.integers(1, 4), accumulation=st.integers(1, 16),
     global_batch=st.one_of(st.none(), st.integers(1, 64)), max_length=st.integers(2, 4096),
     generates=st.sampled_from([(), ("do_predict",)]),
-    kept_layers=st.booleans(),
 )  # fmt: skip
 plans = {family.name: family.plan({}) for family in FAMILIES}
 

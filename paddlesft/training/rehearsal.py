@@ -55,7 +55,6 @@ TURNED_OFF: dict[str, tuple[Any, str]] = {
     "use_fused_linear": (False, "fused kernels"),
     "use_fused_dropout_add": (False, "fused kernels"),
     "offload_optim": (False, "offloading to the host"),
-    "offload_recompute_inputs": (False, "offloading to the host"),
     "lora_dropout": (0.0, "dropout (each rank draws masks of its own)"),
     "lora_path": (None, "starting from lora_path"),
     "prefix_path": (None, "starting from prefix_path"),

@@ -260,7 +260,9 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
         ("lora_target_modules",),
         "renamed to lora_target_modules",
     ),
-    "deepspeed": OldKey(_deepspeed, touches=("sharding",), summary="ZeRO 1, 2, 3 are `sharding`: stage1, stage2, stage3"),
+    "deepspeed": OldKey(
+        _deepspeed, touches=("sharding",), summary="ZeRO 1, 2, 3 are `sharding`: stage1, stage2, stage3"
+    ),
     "flash_attn": renamed(
         "use_flash_attention", _lookup({"fa2": True, "auto": False, "disabled": False, **_ATTENTION}, "attention")
     ),

@@ -124,8 +124,9 @@ def _world(request: LayoutRequest) -> Iterator[Finding]:
         return
     yield (
         tuple(key for key, _ in asked),
-        f"found {text}{total}, which does not divide the {world} process{'es' if world > 1 else ''} of this run; "
-        f"allowed: products that divide {world} ({_or(divisors(world))}). What is left over is data parallel.",
+        f"found {text}{total}, which does not divide the {world} processes of this run; "
+        f"allowed: products that divide {world} ({_or(divisors(world))}), or {whole} processes or a multiple. What is "
+        "left over is data parallel.",
     )
 
 
@@ -147,7 +148,7 @@ def _tensor(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterato
             yield (
                 (TP,),
                 f"{TP}: found {t}, which does not divide the model's {count} {what}; allowed for this model on "
-                f"{world} processes: {_or(divisors(common))}.",
+                f"{world} process{'es' if world > 1 else ''}: {_or(divisors(common))}.",
             )
     if request.optim == "adamw_mini":
         yield (

@@ -21,7 +21,7 @@ from paddlesft.errors import DataError, UserError
 from paddlesft.models.directory import copy_tokenizer
 from paddlesft.models.family import Family
 from paddlesft.models.shrink import Division, shrink_config, write_random_model
-from paddlesft.parallel.check_layout import check_layout, derive_layout
+from paddlesft.parallel.check_layout import check_layout, derive_layout, fewest_processes
 from paddlesft.parallel.layout import Layout
 from paddlesft.parallel.shrink_layout import shrink_degrees
 from paddlesft.training.rehearsal_data import SPECIAL_IDS, words_of, write_rows, write_standin_tokenizer
@@ -174,15 +174,6 @@ def plan_rehearsal(
     plan.not_rehearsed += NEVER
     plan.not_rehearsed = list(dict.fromkeys(plan.not_rehearsed))
     return plan
-
-
-def fewest_processes(run: RunConfig) -> int:
-    """Return the smallest world size that the degrees of a config fit."""
-    training = run.training
-    sharding = training.sharding_parallel_degree
-    if sharding < 1:
-        sharding = 2 if training.sharding else 1
-    return max(training.tensor_parallel_degree, 1) * max(training.pipeline_parallel_degree, 1) * sharding
 
 
 def find_tokenizer(*directories: str | Path | None) -> Path | None:

@@ -37,6 +37,11 @@ def test_half_precision_is_off_on_a_cpu_and_said() -> None:
     assert config.training.bf16 is False and "half precision has no kernels on a CPU" in str(config.origins["bf16"])
 
 
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence() -> None:
+    with pytest.raises(ConfigError, match="device: found 'gpu', but paddle sees no GPU here; allowed"):
+        training_arguments(small_config("device=gpu"))
+
+
 def test_a_missing_output_dir_is_said() -> None:
     config = small_config()
     config.training.output_dir = None

@@ -102,9 +102,9 @@ def _refuse_foreign_rank(environ: Mapping[str, str]) -> None:
     """Refuse to run once in each process of another launcher: each would be a run of its own."""
     if environ.get("LOCAL_RANK") and environ.get(TORCH_WORLD, "1") != "1":
         raise EnvironmentProblem(
-            f"LOCAL_RANK is {environ['LOCAL_RANK']} and {TORCH_WORLD} is {environ[TORCH_WORLD]}: torchrun, or something "
-            "like it, has started this process. paddlesft train starts the processes itself: call it once on each "
-            "machine, without torchrun, or unset these variables."
+            f"LOCAL_RANK is {environ['LOCAL_RANK']} and {TORCH_WORLD} is {environ[TORCH_WORLD]}: torchrun, or "
+            "something like it, has started this process. paddlesft train starts the processes itself: call it once on "
+            "each machine, without torchrun, or unset these variables."
         )
 
 

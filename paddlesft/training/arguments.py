@@ -58,8 +58,7 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
             values["sharding"] = stage
             log.warning("sharding: offload keeps state in the host's memory, where everything is on a CPU; left out")
         paddle.set_device("cpu")
-        if is_divided(values):  # plain data parallelism is served by Paddle itself, with faster large sums
-            gloo.install()  # now: the arguments create the groups of ranks
+        gloo.install(rows_only=not is_divided(values))  # now: the arguments create the groups of ranks
     try:
         with quiet_paddlenlp(logging.ERROR):
             arguments = SFTConfig(**values)

@@ -1,11 +1,14 @@
-"""Every collective of the CPU backend against numpy, with two ranks, four ranks and two pairs of ranks at a time."""
+"""Every collective of the CPU backend against numpy, with two ranks, four ranks and two pairs of ranks at a time.
+
+The two ranks divide nothing but rows: Paddle's own group computes their large sums.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.parallel.programs.collectives import LARGE, SHAPE, numbers
+from tests.parallel.programs.collectives import HUGE, LARGE, SHAPE, numbers
 from tests.parallel.ranks import launch_well
 
 GROUPS = {"two": [(0, 1)], "four": [(0, 1, 2, 3)], "pairs": [(0, 2), (1, 3)]}
@@ -50,6 +53,7 @@ def expected(n: int, rank: int) -> dict[str, np.ndarray]:
         "all_reduce AVG": own.mean(0),
         **{f"all_reduce {dtype}": integers for dtype in ("float16", "bfloat16", "float64", "int64")},
         "all_reduce large": salted(1, LARGE).sum(0),
+        "all_reduce huge": salted(4, HUGE).sum(0)[:, ::1000],
         "all_reduce scalar": np.float32(n * (n + 1) / 2),
         "all_reduce slice": sliced,
         "reduce": own.sum(0) if rank == 1 else own[rank],

@@ -4,6 +4,7 @@ import pytest
 from paddlenlp.trainer import TrainingArguments
 
 from paddlesft.errors import ConfigError
+from paddlesft.parallel import gloo
 from paddlesft.training.arguments import is_divided, training_arguments
 from tests.training.small_runs import small_config
 
@@ -68,6 +69,14 @@ def test_what_paddlenlp_refuses_becomes_a_config_error() -> None:
 )
 def test_data_parallelism_alone_divides_nothing(keys: dict[str, object], divided: bool) -> None:
     assert is_divided(keys) is divided
+
+
+def test_plain_data_parallelism_waits_in_our_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle's own give up after 30 s, in which one rank may be saving while the others wait."""
+    asked: list[bool] = []
+    monkeypatch.setattr(gloo, "install", lambda rows_only: asked.append(rows_only))
+    training_arguments(small_config())
+    assert asked == [True]
 
 
 def test_offload_is_left_out_on_a_cpu_and_said(caplog: pytest.LogCaptureFixture) -> None:

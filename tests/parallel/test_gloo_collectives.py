@@ -6,8 +6,10 @@ The two ranks divide nothing but rows: Paddle's own group computes their large s
 from __future__ import annotations
 
 import numpy as np
+import paddle
 import pytest
 
+from paddlesft.parallel.gloo import tensor_parallel_ops
 from tests.parallel.programs.collectives import HUGE, LARGE, SHAPE, numbers
 from tests.parallel.ranks import launch_well
 
@@ -126,3 +128,15 @@ def test_all_members_hold_the_same_bits_after_a_sum(results: dict) -> None:
 def test_every_operation_that_ran_is_checked(results: dict) -> None:
     for got in results.values():
         assert set(got) == set(expected(2, 0))
+
+
+def test_the_loss_of_a_large_vocabulary_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_parallel_ops, "_summed", lambda x, *_: x)  # one rank
+    logits = 4 * np.random.default_rng(0).standard_normal((8, 60_000)).astype("float32")
+    labels = logits.argmax(-1)
+    _, loss = tensor_parallel_ops.VocabularyParallelCrossEntropy.apply(
+        paddle.to_tensor(logits), paddle.to_tensor(labels), -100, 0, 0, 1
+    )
+    wide = logits.astype("float64")
+    wanted = np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1))
+    np.testing.assert_allclose(loss.numpy(), wanted, rtol=2e-6, atol=2e-6)

@@ -198,7 +198,7 @@ def _build(
     )
     if train_set is None:
         return trainer, None
-    plan = _plan(run_config, trainer, method, checkpoint)
+    plan = _plan(run_config, trainer, method, checkpoint, layout)
     identity = resume.run_identity(
         run_config.flat(),
         base["fingerprint"],
@@ -218,7 +218,9 @@ def _build(
     return trainer, plan
 
 
-def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None) -> Plan:
+def _plan(
+    run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None, layout: Layout
+) -> Plan:
     training, sampler = run_config.training, trainer.step_sampler()
     steps_per_epoch, epochs = len(sampler), training.num_train_epochs
     steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)
@@ -239,6 +241,7 @@ def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: P
         rows_per_step=sampler.rows_per_step,
         device=paddle.get_device(),
         ranks=world_size(),
+        layout=str(layout),
     )
 
 

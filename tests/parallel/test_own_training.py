@@ -67,8 +67,8 @@ EVERYWHERE = [name for name in LAYOUTS if name != "one"]
 KINDS: dict[str, list[str]] = {
     "llama full": EVERYWHERE,
     "llama lora packed": EVERYWHERE,
-    "llama full packed": ["dp2", "stage3", "tp2 sp", "pp2", "tp2 pp2", "tp2 stage2"],
-    "llama lora": ["dp2", "stage2", "stage3", "tp2", "pp2", "tp2 pp2"],
+    "llama full packed": ["stage3", "tp2 sp", "pp2", "tp2 stage2"],
+    "llama lora": ["stage3", "tp2"],
     "llama full momentum": [*ON_TWO, "tp2 pp2", "tp2 stage1", "tp2 stage2", "pp2 stage1", "stage2 dp2", "stage3 dp2"],
     "llama full bad": [*ON_TWO, "tp2 stage2", "pp2 stage1"],
     "llama lora bad": ["stage3"],

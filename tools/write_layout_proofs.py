@@ -8,18 +8,24 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from tests.parallel import test_adapter_training, test_own_training, test_tensor_training  # noqa: E402
+from tests.parallel import (  # noqa: E402
+    test_adapter_training,
+    test_own_training,
+    test_pipeline_training,
+    test_tensor_training,
+)
+from tests.parallel.test_gloo_training import PP, SP, TP  # noqa: E402
 
 PAGE = "docs/parallel.md"
 BEGIN, END = "<!-- proofs: written by tools/write_layout_proofs.py -->", "<!-- end of proofs -->"
-TESTS = (test_own_training, test_tensor_training, test_adapter_training)
+TESTS = (test_own_training, test_tensor_training, test_adapter_training, test_pipeline_training)
 MARKS = "¹²³⁴⁵"
 METHODS = {"full": "all weights", "lora": "LoRA", "prefix": "Prefix-Tuning"}
 
@@ -47,6 +53,20 @@ def proofs() -> Iterator[Proof]:
         method = "prefix" if case.method == "projected" else case.method
         family = re.split(r"[/ -]", case.family)[0]
         yield Proof(2, family, method, case.layout, test_adapter_training.PACKED[0] in case.more)
+    for model, method, more, keys, _ in (case for cases in test_pipeline_training.CASES.values() for case in cases):
+        family = "llama" if model == "tied" else model
+        yield Proof(3, family, method, layout_of(keys), "packed" in more)
+
+
+def layout_of(keys: Mapping[str, Any]) -> str:
+    """Name the layout that keys of a config ask for, as the tests do."""
+    parts = [
+        f"tp{keys[TP]}" if TP in keys else "",
+        "sp" if keys.get(SP) else "",
+        f"pp{keys[PP]}" if PP in keys else "",
+        f"chunks{keys['virtual_pp_degree']}" if "virtual_pp_degree" in keys else "",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def said(layout: str) -> str:
@@ -57,6 +77,8 @@ def said(layout: str) -> str:
         kind, degree = re.fullmatch(r"([a-z]+)(\d*)", part).groups()
         if kind == "sp":
             words[-1] += " with sequence parallel"
+        elif kind == "chunks":
+            words[-1] += f" in {degree} chunks each"
         else:
             words.append(f"{names[kind]}{degree} × 2" if kind == "stage" else f"{names[kind]} {degree}")
     return ", ".join(words)

@@ -43,9 +43,11 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="paddlesft layout", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="paddlesft layout CONFIG --world_size N [options] [key=value ...]",
+        usage="paddlesft layout CONFIG [--world_size N] [options] [key=value ...]",
     )  # fmt: skip
-    parser.add_argument("--world_size", type=int, help="processes of the run, one for each card")
+    parser.add_argument(
+        "--world_size", type=int, help="processes of the run, one for each card (the fewest that the degrees fit)"
+    )
     parser.add_argument("--cards_per_node", type=int, default=8, help="cards of one machine (8)")
     parser.add_argument("--global_batch_size", type=int, help="rows of a step; gradient_accumulation_steps follows")
     parser.add_argument("--model_config", help="config.json, or the directory that holds it, of a model on a hub")
@@ -54,23 +56,26 @@ def run(argv: list[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     for key in ("world_size", "cards_per_node", "global_batch_size"):
         value = getattr(options, key)
-        if value is None and key == "world_size":
-            raise UserError("--world_size is missing: say how many processes (cards) the run has.")
         if value is not None and value < 1:
             raise UserError(f"--{key}: found {value}; allowed: a whole number of 1 or more.")
 
     from paddlesft.config import load_run_config
+    from paddlesft.config.derived import IF_THERE_IS_NONE
     from paddlesft.models.paddle_config import read_paddle_config
-    from paddlesft.parallel.check_layout import check_layout, derive_layout
+    from paddlesft.parallel.check_layout import check_layout, derive_layout, fewest_processes
     from paddlesft.parallel.estimate import estimate_memory
     from paddlesft.parallel.traffic import estimate_traffic
     from paddlesft.parallel.workload import workload_of
 
     config = load_run_config(None, rest)
     for notice in config.notices:
-        print(notice, file=sys.stderr)
+        if IF_THERE_IS_NONE not in notice:  # it is about another machine
+            print(notice, file=sys.stderr)
     model_config, family = read_paddle_config(options.model_config or find_config(config.model.model_name_or_path))
-    layout = check_layout(config, options.world_size, model_config, family, options.global_batch_size)
+    world_size = options.world_size or fewest_processes(config)
+    if options.world_size is None and world_size == 1:
+        raise UserError("--world_size is missing: the config divides nothing, so say how many cards it has.")
+    layout = check_layout(config, world_size, model_config, family, options.global_batch_size)
     derived = derive_layout(config, layout)
     plan = family.plan(model_config)
     work = workload_of(config, family, plan)

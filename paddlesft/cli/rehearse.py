@@ -47,13 +47,15 @@ def run(argv: list[str]) -> int:
     """
     options, rest = _parse(argv)
     from paddlesft.config import load_run_config
+    from paddlesft.config.derived import IF_THERE_IS_NONE
     from paddlesft.models.paddle_config import read_paddle_config
     from paddlesft.training.rehearsal import find_tokenizer, plan_rehearsal, write_rehearsal
 
     begin = time.monotonic()
     config = load_run_config(None, rest)
     for notice in config.notices:
-        print(notice, file=sys.stderr)
+        if IF_THERE_IS_NONE not in notice:  # it is about another machine
+            print(notice, file=sys.stderr)
     source = _model_config(options.model_config, config)
     model_config, family = read_paddle_config(source)
     named = config.model.tokenizer_name_or_path

@@ -126,7 +126,7 @@ class TrainDisplay:
         """Show what is about to happen."""
         method = {"lora": "LoRA", "prefix": "Prefix-Tuning", "full": "full fine-tuning"}[plan.method]
         share = plan.trained_parameters / max(plan.parameters, 1)
-        ranks = f" × {plan.ranks} processes" if plan.ranks > 1 else ""
+        ranks = f" × {plan.ranks} processes: {plan.layout}" if plan.ranks > 1 else ""
         self._print(
             f"[bold]{method}[/]: {plan.trained_parameters:,} of {plan.parameters:,} parameters are trained "
             f"({share:.2%}); {plan.rows:,} rows, {plan.rows_per_step} per step, {plan.steps_per_epoch} steps per "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WORLD = "PADDLE_TRAINERS_NUM"
 LOGS = "log"  # in output_dir
+OTHER_LAUNCHERS = {"nproc_per_node": "nproc"}  # paddle's and torchrun's name
 
 
 class RanksFailed(PaddleSFTError):
@@ -61,7 +62,7 @@ def take_launch_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
     while queue:
         token = queue.pop(0)
         name, equals, value = token.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
+        name = OTHER_LAUNCHERS.get(name.replace("-", "_"), name.replace("-", "_"))
         if name not in (*least, "log_dir") or not (equals or token.startswith("--")):
             rest.append(token)
             continue
@@ -74,7 +75,9 @@ def take_launch_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
         elif value.isdigit() and int(value) >= least[name]:
             found[name] = int(value)
         else:
-            problems.append(f"command line: --{name}: found {value!r}; allowed: a whole number from {least[name]}.")
+            found_there = repr(value) if value else "nothing behind it"
+            allowed = f"a whole number from {least[name]}"
+            problems.append(f"command line: --{name}: found {found_there}; allowed: {allowed}.")
     if problems:
         raise ConfigError("\n".join(problems))
     return LaunchOptions(**found), rest
@@ -130,11 +133,12 @@ def launch_ranks(options: LaunchOptions, keys: Sequence[str]) -> bool:
 def _ranks_here(options: LaunchOptions, keys: Sequence[str]) -> tuple[int, bool]:
     """Return how many ranks this machine gets, and whether they compute on its processor."""
     from paddlesft.config import load_run_config
-    from paddlesft.parallel.visible_gpus import visible_gpus
+    from paddlesft.parallel.visible_gpus import require_gpus, visible_gpus
 
     with _as_if_launched(options.nproc or 1):
         training = load_run_config(None, list(keys)).training
     gpus = 0 if training.no_cuda or training.device == "cpu" else visible_gpus()
+    require_gpus(training.device, gpus)
     if gpus == 0:
         return options.nproc or 1, True
     if options.nproc is None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from paddlesft.config.data import DataConfig
     from paddlesft.config.resolve import RunConfig
 
+IF_THERE_IS_NONE = "If this machine has none, the run is in float32."
 SMALLER_IS_BETTER = ("loss", "perplexity")
 _HALF_KEYS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "amp_master_grad")
 
@@ -102,7 +103,7 @@ def _device(run: RunConfig) -> None:
     elif training.device == "auto" and (training.fp16 or training.bf16):
         key = "fp16" if training.fp16 else "bf16"
         run.notices.append(
-            f"{run.origins[key].place}: {key} is for GPUs. If this machine has none, the run is in float32."
+            f"{run.origins[key].place}: {key} is for GPUs. {IF_THERE_IS_NONE}"
         )
 
 

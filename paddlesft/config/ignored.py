@@ -54,7 +54,7 @@ _BY_REASON: dict[str, str] = {
         "log_global_grad_norm global_logging_interval internal_medicine_monitors internal_medicine_monitor_interval"
     ),
     "the number of steps is computed exactly and shown at the start": "max_estimate_samples estimation_output_file",
-    "it belongs to pipeline parallelism, which this version does not have": (
+    "the stages of a pipeline hold equal numbers of layers, and those that need a step's rows read them": (
         "pp_seg_method pp_need_data_degree pp_need_data"
     ),
     "it is a speed-up of kernels that are not used here": "enable_linear_fused_grad_add use_rms_qkv_recompute",
@@ -74,6 +74,7 @@ _BY_REASON: dict[str, str] = {
         "overwrite_cache preprocessing_num_workers"
     ),
     "loss.png is always drawn": "plot_loss",
+    "hang_timeout says how long a run may stand still": "ddp_timeout",
     "data files are named themselves, in dataset_name_or_path": "dataset_dir",
     "no code of a model directory is run here": "trust_remote_code",
     "the tokenizer is found by tokenizer_name_or_path": "tokenizer",

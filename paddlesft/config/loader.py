@@ -310,7 +310,7 @@ def in_order_of_lines(notices: Sequence[str]) -> list[str]:
     """Return notices or problems by their line in the file, those without a line last; repeated ones once."""
 
     def line(text: str) -> float:
-        match = re.match(r"(?:[^\n]*?\.(?:json|ya?ml)):(\d+)(?:: | and )", text)
+        match = re.match(r"(?:[^\n]*?\.(?:json|ya?ml)):(\d+)(?:: |, | and )", text)
         return int(match[1]) if match else math.inf
 
     return sorted(dict.fromkeys(notices), key=line)

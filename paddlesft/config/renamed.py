@@ -7,6 +7,7 @@ stand in ``ignored.py``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,15 @@ def _dataset(value: Any) -> Translation:
     )
 
 
+def _deepspeed(value: Any) -> Translation:
+    if value in (None, ""):
+        return Translation({}, "asks for nothing here.")
+    named = re.search(r"(?:z|zero|stage)[-_]?([123])", str(value).lower())  # LLaMA-Factory's: ds_z3_offload_config.json
+    stage = f"sharding: stage{named[1]}" if named else "sharding: stage1, stage2 or stage3"
+    offload = " offload" if named and "offload" in str(value).lower() else ""
+    raise Untranslatable(f"DeepSpeed is not used here; what its ZeRO does is {stage}{offload}. Write that instead.")
+
+
 _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_fp8": ("training in fp8", (False, None)),
     "use_fp8_mlp": ("training in fp8", (False, None)),
@@ -223,7 +233,6 @@ _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mtp_attention_flexible": ("multi-token prediction", (False, None)),
     "moe_gate_lr_ratio": ("a learning rate of its own for experts' routers", (None,)),
     "quantization_bit": ("QLoRA", (None,)),
-    "deepspeed": ("what DeepSpeed does (sharding)", (None, "")),
     "token_balance_loss": ("token-balanced loss of vision-language training", (False, None)),
 }
 
@@ -250,6 +259,9 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
         "lora_target_modules",
         ("lora_target_modules",),
         "renamed to lora_target_modules",
+    ),
+    "deepspeed": OldKey(
+        _deepspeed, touches=("sharding",), summary="ZeRO 1, 2, 3 are `sharding`: stage1, stage2, stage3"
     ),
     "flash_attn": renamed(
         "use_flash_attention", _lookup({"fa2": True, "auto": False, "disabled": False, **_ATTENTION}, "attention")

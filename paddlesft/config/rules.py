@@ -37,7 +37,6 @@ _NEEDS: dict[str, tuple[str, ...]] = {
         "recompute_granularity",
         "no_recompute_layers",
         "recompute_use_reentrant",
-        "offload_recompute_inputs",
     ),
     "packing": ("greedy_packing", "eval_packing"),
     "do_ptq": (

@@ -44,7 +44,11 @@ class HardwareConfig:
         "Operations left out of recompute.",
         no_effect="recompute_granularity and no_recompute_layers decide that here",
     )
-    offload_recompute_inputs: bool = field(False, "Keep the inputs of recomputed layers in host memory (GPU).")
+    offload_recompute_inputs: bool = field(
+        False,
+        "Keep the inputs of recomputed layers in host memory.",
+        no_effect="no model of paddlenlp 3.0.0b4 reads it, and the form of recompute used here cannot move its inputs",
+    )
     offload_optim: bool = field(False, "Keep the optimiser state in host memory (GPU).")
     release_grads: bool = field(False, "Free gradients after each step instead of filling them with zero.")
 

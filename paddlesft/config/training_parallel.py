@@ -82,7 +82,9 @@ class ParallelConfig:
     data_parallel_config: str = field("", "Switches of data parallelism.", no_effect=_BELONGS.format(_AUTO))
     sequence_parallel_config: str = field("", "Switches of sequence parallelism.", no_effect=_BELONGS.format(_AUTO))
     fuse_sequence_parallel_allreduce: bool = field(
-        False, "Join the sums of sequence parallelism.", no_effect=_BELONGS.format(_SEQUENCE)
+        False,
+        "Join the sums of sequence parallelism.",
+        no_effect="gradients of weights that see some of the tokens are summed once a step, not in each backward pass",
     )
     split_inputs_sequence_dim: bool = field(True, "Cut the inputs for sep.", no_effect=_BELONGS.format(_SEQUENCE))
     expert_max_capacity: int = field(2**32, "Most tokens of an expert.", no_effect=_BELONGS.format(_EXPERT))

@@ -22,7 +22,6 @@ FAMILIES = (
         causal_lm="LlamaForCausalLM",
         config_class="LlamaConfig",
         pipe_class="LlamaForCausalLMPipe",
-        pipe_keeps_layers=True,
         base_prefix="llama",
         tensor_plan="paddlesft.models.tensor_plans:llama",
         sequence_parallel=True,

@@ -33,7 +33,6 @@ class Family:
         causal_lm: class of ``paddlenlp.transformers`` that computes logits.
         config_class: its config class there.
         pipe_class: its pipeline-parallel class there; None where paddlenlp has none.
-        pipe_keeps_layers: that class can leave single layers out of full recompute (``no_recompute_layers``).
         base_prefix: attribute of the causal LM that holds the decoder; also the first part of its tensors' names.
         lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
         decoder: ``module:class`` that calls the decoder, see ``models/decoders``: attention, positions, cache.
@@ -81,7 +80,6 @@ class Family:
     lora_target_modules: tuple[str, ...]
     config_mark: str | None = None
     pipe_class: str | None = None
-    pipe_keeps_layers: bool = False
     decoder: str = "paddlesft.models.decoders.causal:CausalDecoder"
     positions: str = "rotary"
     positions_end: bool = False

@@ -14,7 +14,7 @@ share of the line. What PaddleNLP (3.0.0b4) makes of that is used as it is, but 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer, SharedLayerDes
 from paddle.distributed.fleet.utils import recompute
 
 from paddlesft.errors import ModelDirectoryError
-from paddlesft.models.divided import empty_model, fill_parts
+from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.load import chosen_dtype, load_config, paddle_directory, quiet_paddlenlp, refuse_missing
@@ -40,7 +40,6 @@ def load_stage(
     tensor_parallel: tuple[int, int] = (1, 0),
     sequence_parallel: bool = False,
     virtual: int = 1,
-    switches: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load this rank's stage of a model directory; Fleet has been started with the pipeline's degree.
 
@@ -51,7 +50,6 @@ def load_stage(
         tensor_parallel: as there.
         sequence_parallel: as there.
         virtual: chunks of each stage (interleaved schedule).
-        switches: entries for the config that layers look at while they are built, such as those of recompute.
 
     Returns:
         A ``PipelineLayer`` that is a PaddleNLP model too.
@@ -70,18 +68,20 @@ def load_stage(
     skeleton = skeleton_of(whole)
     stored = stored_weights(directory)
     # on every rank all weights are looked for, so that all of them end with one message
-    refuse_missing(directory, skeleton.shapes.keys() - skeleton.second_names.keys() - skeleton.buffers.keys(), stored)
+    weights = skeleton.shapes.keys() - skeleton.second_names.keys() - skeleton.buffers.keys()
+    refuse_missing(directory, weights, stored)
     config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
     config.sequence_parallel, config.virtual_pp_degree = sequence_parallel, virtual
-    for key, value in (switches or {}).items():
-        setattr(config, key, value)
     import paddlenlp.transformers as zoo
 
     with quiet_paddlenlp(logging.ERROR):
         stage = empty_model(getattr(zoo, family.pipe_class), config, directory, used)
     _name_as_whole(stage, family, skeleton)
     _mark_shared(stage)
-    fill_parts(parameters_of(stage), directory, whole, family, *tensor_parallel)
+    own = parameters_of(stage)
+    fill_parts(own, directory, whole, family, *tensor_parallel)
+    here = {name.rpartition(".")[0] for name in own}  # layers of this stage
+    refuse_homeless(directory, own, [name for name in weights if name.rpartition(".")[0] in here], whole)
     family.fix_model(stage, lambda name: name in stored)
     stage.train() if for_training else stage.eval()
     return stage

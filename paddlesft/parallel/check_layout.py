@@ -53,6 +53,15 @@ def check_layout(
     return layout_of(request, plan, find_notices(request, plan))
 
 
+def fewest_processes(run: RunConfig) -> int:
+    """Return the smallest world size that the degrees of a config fit."""
+    training = run.training
+    sharding = training.sharding_parallel_degree
+    if sharding < 1:
+        sharding = 2 if training.sharding else 1
+    return max(training.tensor_parallel_degree, 1) * max(training.pipeline_parallel_degree, 1) * sharding
+
+
 def request_of(run: RunConfig, world_size: int, global_batch: int | None = None) -> LayoutRequest:
     """Read the numbers that a layout depends on out of a configuration."""
     training, data = run.training, run.data
@@ -82,9 +91,6 @@ def request_of(run: RunConfig, world_size: int, global_batch: int | None = None)
         ),
         optim=training.optim,
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
-        kept_layers=bool(
-            training.recompute and training.recompute_granularity == "full" and training.no_recompute_layers
-        ),
     )
     return replace(request, accumulation=accumulation_for(request))
 
@@ -132,7 +138,7 @@ def find_notices(request: LayoutRequest, plan: TensorPlan) -> tuple[str, ...]:
         idle = (p - 1) / (m * v + p - 1)
         if idle > 0.25:
             found.append(
-                f"the stages wait for each other {idle:.0%} of the time with {m} micro-batches; "
+                f"the stages wait for each other {idle:.0%} of the time with {m} micro-batch{'es' if m > 1 else ''}; "
                 f"gradient_accumulation_steps {4 * (p - 1)} or more makes that 20 % or less."
             )
     return tuple(found)
@@ -186,7 +192,9 @@ def _data_reason(layout: Layout) -> str:
         for what, degree in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("sharding", layout.sharding))
         if degree > 1
     ]
-    return f"{layout.world_size} processes" + (f" / ({' * '.join(taken)})" if taken else "")
+    if not taken:
+        return "all processes"
+    return f"{layout.world_size} processes / " + (f"({' * '.join(taken)})" if len(taken) > 1 else taken[0])
 
 
 def _explain(
@@ -209,4 +217,9 @@ def _explain(
 
 def _placed(run: RunConfig, keys: tuple[str, ...], text: str) -> str:
     places = dict.fromkeys(run.origins[key].place for key in keys if key in run.origins and run.was_set(key))
-    return f"{' and '.join(places)}: {text}" if places else text
+    lines: dict[str, list[str]] = {}  # of each file
+    for place in places:
+        file, _, line = place.rpartition(":")
+        lines.setdefault(file or place, []).extend([line] if file else [])
+    named = [f"{file}:{', '.join(numbers)}" if numbers else file for file, numbers in lines.items()]
+    return f"{' and '.join(named)}: {text}" if named else text

@@ -107,7 +107,7 @@ class Gathering:
         for begin in range(0, part.count, MESSAGE_NUMBERS):
             end = min(begin + MESSAGE_NUMBERS, part.count)
             piece = flat[begin:end] if flat is not None else paddle.empty([end - begin], dtype=part.dtype)
-            if piece.place.is_cpu_place() and paddle.get_device().startswith("gpu"):  # state that was put on the host
+            if not piece.place.is_gpu_place() and paddle.get_device().startswith("gpu"):  # on the host, pinned
                 piece = piece.cuda()
             dist.broadcast(piece, src=source)
             if self._rank == 0:

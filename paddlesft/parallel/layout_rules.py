@@ -36,7 +36,6 @@ class LayoutRequest:
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
         optim, amp_master_grad: as the config's keys.
-        kept_layers: layers are to be left out of full recompute.
     """
 
     world_size: int
@@ -55,7 +54,6 @@ class LayoutRequest:
     generates: tuple[str, ...] = ()
     optim: str = "adamw"
     amp_master_grad: bool = False
-    kept_layers: bool = False
 
     @property
     def model_ranks(self) -> int:
@@ -126,8 +124,9 @@ def _world(request: LayoutRequest) -> Iterator[Finding]:
         return
     yield (
         tuple(key for key, _ in asked),
-        f"found {text}{total}, which does not divide the {world} process{'es' if world > 1 else ''} of this run; "
-        f"allowed: products that divide {world} ({_or(divisors(world))}). What is left over is data parallel.",
+        f"found {text}{total}, which does not divide the {world} processes of this run; "
+        f"allowed: products that divide {world} ({_or(divisors(world))}), or {whole} processes or a multiple. What is "
+        "left over is data parallel.",
     )
 
 
@@ -149,7 +148,7 @@ def _tensor(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterato
             yield (
                 (TP,),
                 f"{TP}: found {t}, which does not divide the model's {count} {what}; allowed for this model on "
-                f"{world} processes: {_or(divisors(common))}.",
+                f"{world} process{'es' if world > 1 else ''}: {_or(divisors(common))}.",
             )
     if request.optim == "adamw_mini":
         yield (
@@ -218,12 +217,6 @@ def _pipeline(request: LayoutRequest, plan: TensorPlan, family: Family) -> Itera
             (PP, *request.generates),
             f"{' and '.join(request.generates)}: found true with {PP} {p}; a pipeline does not generate; "
             f"allowed: false, or {PP} 1.",
-        )
-    if request.kept_layers and not family.pipe_keeps_layers:
-        yield (
-            (PP, "no_recompute_layers"),
-            f"no_recompute_layers: set with {PP} {p}; PaddleNLP's pipeline of family {family.name} recomputes all "
-            "layers or none; allowed: leave the key out.",
         )
 
 

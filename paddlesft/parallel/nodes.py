@@ -19,6 +19,7 @@ RANK = ("NODE_RANK", "RANK", "PADDLE_RANK")
 ADDRESS = "MASTER_ADDR"
 PORT = "MASTER_PORT"
 MASTER = "PADDLE_MASTER"
+TORCH_WORLD = "WORLD_SIZE"  # processes under torchrun, machines under some cluster managers
 OWN = "POD_IP"  # paddle's name; for machines with several networks
 EXAMPLE = "NNODES=2 RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 paddlesft train CONFIG"
 
@@ -62,12 +63,16 @@ def read_nodes(environ: Mapping[str, str] | None = None) -> Nodes | None:
         EnvironmentProblem: a variable is missing or wrong; all of them in one message.
     """
     environ = os.environ if environ is None else environ
+    _refuse_foreign_rank(environ)
     name, value = _given(environ, COUNT)
     problems: list[str] = []
     count = _number(name, value, 1, None, problems) if value else 1
     rank_name, rank_value = _given(environ, RANK)
-    if not value and rank_value not in ("", "0"):
-        problems.append(f"NNODES is not set, but {rank_name} is {rank_value}: the number of machines")
+    if not value:
+        hints = ((rank_name, rank_value, ("", "0")), (TORCH_WORLD, environ.get(TORCH_WORLD, ""), ("", "1")))
+        told = [f"{other} is {found}" for other, found, alone in hints if found not in alone]
+        if told:
+            problems.append(f"NNODES, the number of machines, is not set, but {' and '.join(told)}")
     if not problems and count == 1:
         return None
     rank = 0
@@ -91,6 +96,16 @@ def read_nodes(environ: Mapping[str, str] | None = None) -> Nodes | None:
             "A run on this machine alone needs none of them: unset NNODES."
         )
     return Nodes(count, rank, address, port, environ.get(OWN) or _own_address(address, port))
+
+
+def _refuse_foreign_rank(environ: Mapping[str, str]) -> None:
+    """Refuse to run once in each process of another launcher: each would be a run of its own."""
+    if environ.get("LOCAL_RANK") and environ.get(TORCH_WORLD, "1") != "1":
+        raise EnvironmentProblem(
+            f"LOCAL_RANK is {environ['LOCAL_RANK']} and {TORCH_WORLD} is {environ[TORCH_WORLD]}: torchrun, or "
+            "something like it, has started this process. paddlesft train starts the processes itself: call it once on "
+            "each machine, without torchrun, or unset these variables."
+        )
 
 
 def _given(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+from paddlesft.errors import ConfigError
+
 GPU_BUILD = "paddlepaddle-gpu"
 
 
@@ -31,3 +33,20 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> int:
         return paddle.device.cuda.device_count()
     names = [name.strip() for name in chosen.split(",")]
     return next((place for place, name in enumerate(names) if not name or name.startswith("-")), len(names))
+
+
+def require_gpus(device: str, gpus: int) -> None:
+    """Refuse to train on a processor where a GPU was asked for by name.
+
+    Args:
+        device: value of the key ``device``.
+        gpus: how many there are, of ``visible_gpus``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if device.partition(":")[0] == "gpu" and gpus == 0:
+        raise ConfigError(
+            f"device: found {device!r}, but paddle sees no GPU here; allowed here: auto or cpu. On a machine with GPUs "
+            "`paddlesft doctor` says what is missing."
+        )

@@ -14,6 +14,7 @@ from paddlesft.config.derived import fall_back_to_float32
 from paddlesft.errors import ConfigError
 from paddlesft.models.load import quiet_paddlenlp
 from paddlesft.parallel import gloo
+from paddlesft.parallel.visible_gpus import require_gpus
 from paddlesft.quirks import visualdl_booleans
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
     if "visualdl" in values["report_to"]:
         visualdl_booleans.apply()
     values["disable_tqdm"] = True
+    if not config.no_cuda:
+        require_gpus(str(config.device), paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0)
     if not paddle.is_compiled_with_cuda() or config.no_cuda or str(config.device).startswith("cpu"):
         for key in fall_back_to_float32(run_config, "half precision has no kernels on a CPU"):
             values[key] = False
@@ -55,8 +58,7 @@ def training_arguments(run_config: RunConfig) -> SFTConfig:
             values["sharding"] = stage
             log.warning("sharding: offload keeps state in the host's memory, where everything is on a CPU; left out")
         paddle.set_device("cpu")
-        if is_divided(values):  # plain data parallelism is served by Paddle itself, with faster large sums
-            gloo.install()  # now: the arguments create the groups of ranks
+        gloo.install(rows_only=not is_divided(values))  # now: the arguments create the groups of ranks
     try:
         with quiet_paddlenlp(logging.ERROR):
             arguments = SFTConfig(**values)

@@ -27,7 +27,8 @@ class Plan:
         first_step: steps done already (resumed run).
         rows_per_step: rows of one optimizer step over all micro-batches and ranks.
         device: where it runs.
-        ranks: data-parallel processes.
+        ranks: processes of the run.
+        layout: how they divide it, in the keys of a config.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Plan:
     rows_per_step: int
     device: str
     ranks: int
+    layout: str = ""
 
 
 @dataclass(frozen=True)

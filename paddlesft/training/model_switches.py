@@ -14,7 +14,6 @@ log = logging.getLogger("paddlesft")
 SWITCHES = (
     "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
     "recompute", "recompute_granularity", "no_recompute_layers", "recompute_use_reentrant",
-    "offload_recompute_inputs",
 )  # fmt: skip
 
 
@@ -31,7 +30,7 @@ def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
         model: a causal language model; its config and layers are changed.
         run_config: the resolved config.
     """
-    chosen = chosen_switches(run_config)
+    chosen = _chosen(run_config)
     for key, value in chosen.items():
         setattr(model.config, key, value)
     for layer in model.sublayers(include_self=True):
@@ -40,7 +39,7 @@ def set_model_switches(model: paddle.nn.Layer, run_config: RunConfig) -> None:
                 setattr(layer, key, value)
 
 
-def chosen_switches(run_config: RunConfig) -> dict[str, Any]:
+def _chosen(run_config: RunConfig) -> dict[str, Any]:
     """Return the switches of a config that work on the current device."""
     values = run_config.flat()
     chosen: dict[str, Any] = {key: values[key] for key in SWITCHES if values.get(key) is not None}

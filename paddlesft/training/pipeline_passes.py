@@ -24,6 +24,7 @@ from paddlenlp.peft import LoRAModel
 from paddlesft.models.decoders.stage import head_of, stage_inputs
 from paddlesft.models.pipeline import chunks_of, is_last_stage, recompute_layers
 from paddlesft.training.loss import IGNORED, summed_loss, token_scores
+from paddlesft.training.micro_batches import untrained
 from paddlesft.training.passes import Passes
 from paddlesft.training.ranks import sum_sequence_gradients
 from paddlesft.tuning.prefix_model import PrefixModel, sum_over_stages
@@ -110,7 +111,7 @@ class PipelinePasses(Passes):
     def _filled(self, batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Fill up to as many micro-batches, of as many rows, as the schedule wants."""
         full = [_of_rows(batch, self.pipeline.micro_batch_size) for batch in batches]
-        spare = _untrained(full[-1])
+        spare = untrained(full[-1])
         return full + [spare] * (self.pipeline.accumulate_steps - len(full))
 
     def _inputs(self, micro_batches: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -185,9 +186,5 @@ def _of_rows(batch: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
     lacking = rows - len(batch["labels"])
     if lacking <= 0:
         return batch
-    last = _untrained({key: np.repeat(np.asarray(value)[-1:], lacking, axis=0) for key, value in batch.items()})
+    last = untrained({key: np.repeat(np.asarray(value)[-1:], lacking, axis=0) for key, value in batch.items()})
     return {key: np.concatenate([np.asarray(value), last[key]]) for key, value in batch.items()}
-
-
-def _untrained(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**batch, "labels": np.full_like(np.asarray(batch["labels"]), IGNORED)}

@@ -21,7 +21,7 @@ from paddlesft.errors import DataError, UserError
 from paddlesft.models.directory import copy_tokenizer
 from paddlesft.models.family import Family
 from paddlesft.models.shrink import Division, shrink_config, write_random_model
-from paddlesft.parallel.check_layout import check_layout, derive_layout
+from paddlesft.parallel.check_layout import check_layout, derive_layout, fewest_processes
 from paddlesft.parallel.layout import Layout
 from paddlesft.parallel.shrink_layout import shrink_degrees
 from paddlesft.training.rehearsal_data import SPECIAL_IDS, words_of, write_rows, write_standin_tokenizer
@@ -36,7 +36,8 @@ MICRO_BATCH = 2
 ACCUMULATION = 4
 PREFIX_TOKENS = 8
 # Large steps, and an epsilon beside which AdamW does not hide the size of gradients: a wrong gradient shows in the loss
-LEARNING_RATE, EPSILON = 1e-2, 1e-2
+EPSILON = 1e-2
+LEARNING_RATES = {"full": 1e-2, "lora": 1e-1, "prefix": 1.0}  # adapters have smaller gradients, hidden by epsilon
 VOCABULARY_FILES = (  # one of which every kind of tokenizer has
     "tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken",
     "ice_text.model", "cog-pretrain.model", "vocab.txt",
@@ -55,7 +56,6 @@ TURNED_OFF: dict[str, tuple[Any, str]] = {
     "use_fused_linear": (False, "fused kernels"),
     "use_fused_dropout_add": (False, "fused kernels"),
     "offload_optim": (False, "offloading to the host"),
-    "offload_recompute_inputs": (False, "offloading to the host"),
     "lora_dropout": (0.0, "dropout (each rank draws masks of its own)"),
     "lora_path": (None, "starting from lora_path"),
     "prefix_path": (None, "starting from prefix_path"),
@@ -80,8 +80,8 @@ TURNED_OFF: dict[str, tuple[Any, str]] = {
 FIXED = {
     "device": "cpu", "overwrite_output_dir": True, "do_train": True, "do_eval": True, "evaluation_strategy": "steps",
     "max_evaluate_steps": -1, "save_total_limit": None, "logging_strategy": "steps", "logging_steps": 1,
-    "truncation": "truncate_left_prompt", "num_train_epochs": 1.0, "warmup_steps": 0, "learning_rate": LEARNING_RATE,
-    "adam_epsilon": EPSILON, "tokenizer_name_or_path": None,
+    "truncation": "truncate_left_prompt", "num_train_epochs": 1.0, "warmup_steps": 0, "adam_epsilon": EPSILON,
+    "tokenizer_name_or_path": None,
 }  # fmt: skip
 UNDIVIDED = {
     "tensor_parallel_degree": -1, "pipeline_parallel_degree": -1, "sharding_parallel_degree": -1, "sharding": "",
@@ -175,15 +175,6 @@ def plan_rehearsal(
     plan.not_rehearsed += NEVER
     plan.not_rehearsed = list(dict.fromkeys(plan.not_rehearsed))
     return plan
-
-
-def fewest_processes(run: RunConfig) -> int:
-    """Return the smallest world size that the degrees of a config fit."""
-    training = run.training
-    sharding = training.sharding_parallel_degree
-    if sharding < 1:
-        sharding = 2 if training.sharding else 1
-    return max(training.tensor_parallel_degree, 1) * max(training.pipeline_parallel_degree, 1) * sharding
 
 
 def find_tokenizer(*directories: str | Path | None) -> Path | None:
@@ -339,9 +330,10 @@ def _set_rest(plan: Rehearsal) -> None:
         plan.not_rehearsed.append("offloading to the host")
         _put(run, {"sharding": run.training.sharding.partition(" ")[0]})
     steps = plan.steps
-    _put(run, {**FIXED, "max_steps": steps, "eval_steps": max(steps // 2, 1)})
+    rate = LEARNING_RATES["prefix" if run.model.prefix_tuning else "lora" if run.model.lora else "full"]
+    _put(run, {**FIXED, "max_steps": steps, "eval_steps": max(steps // 2, 1), "learning_rate": rate})
     plan.changed.append(
-        f"{steps} steps with learning_rate {LEARNING_RATE:g} and adam_epsilon {EPSILON:g}, so that a wrong gradient "
+        f"{steps} steps with learning_rate {rate:g} and adam_epsilon {EPSILON:g}, so that a wrong gradient "
         "or a wrong factor of one shows in the next losses"
     )
 

@@ -22,8 +22,8 @@ NORM = "gradient norm"
 CLIPPING = "clipping.json"  # what clipping multiplied each step's gradients by, in the output directory
 UNCLIPPED = 1e-6  # so close to 1 is 1
 TAIL = 1500  # characters of a log that are shown where a process has left no words
-# No card is touched. One thread each: ranks share the cores, and one process is to add up in the same order.
-ON_CPU = {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # ranks share the cores, and one process is to add up in the same order
+NO_CARD = {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def run_alone(command: Sequence[str], log: Path) -> tuple[str, list[Path]]:
         launched = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_MASTER")
         environment = {name: value for name, value in os.environ.items() if name not in launched}
         done = subprocess.run(
-            list(command), env={**environment, **ON_CPU, RECORDS: records}, stdin=subprocess.DEVNULL,
+            list(command), env={**environment, **ONE_THREAD, **NO_CARD, RECORDS: records}, stdin=subprocess.DEVNULL,
             stdout=out, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         if done.returncode == 0:
@@ -130,12 +130,7 @@ def run_alone(command: Sequence[str], log: Path) -> tuple[str, list[Path]]:
 
 def run_ranks(command: Sequence[str], ranks: int, log_dir: Path) -> tuple[str, list[Path]]:
     """Train as ranks; return the error of the rank that failed first, empty when all went well, and the logs."""
-    # paddle's launcher deals out cards, and fails where there are fewer than ranks: it is told of as many, which each
-    # rank then does not see
-    cards = ",".join(map(str, range(ranks)))
-    hidden = [f"{name}={value}" for name, value in {**ON_CPU, "PADDLE_DISTRI_BACKEND": "gloo"}.items()]
-    seeing_none = ["env", "-u", "FLAGS_selected_gpus", *hidden, *command]
-    launched = launch(seeing_none, ranks, log_dir, environ={"CUDA_VISIBLE_DEVICES": cards})
+    launched = launch(command, ranks, log_dir, environ=ONE_THREAD, on_cpu=True)
     if launched.code == 0:
         return "", launched.logs
     failure = launched.failure

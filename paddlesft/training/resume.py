@@ -180,8 +180,9 @@ def refuse_parts_of_another_layout(checkpoint: Path, saved: Mapping[str, Any], n
     alone = (
         "Or go on with its weights and a fresh optimizer: ignore_load_lr_and_optim: true."
         if has_whole_weights
-        else f"Or take the weights alone into a new run: paddlesft merge-shards {checkpoint} NEW_DIRECTORY, and set "
-        "model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and another output_dir."
+        else f"Or take the weights alone into a new run: paddlesft merge-shards --model_name_or_path {checkpoint} "
+        "--output_path NEW_DIRECTORY, and set model_name_or_path (of an adapter lora_path) to NEW_DIRECTORY and "
+        "another output_dir."
     )
     words = "; ".join(f"{what} {before[what]!r}, now {after[what]!r}" for what in before if before[what] != after[what])
     raise CheckpointError(

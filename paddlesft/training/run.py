@@ -25,7 +25,7 @@ from paddlesft.training.checkpoint_saving import checkpoint_step
 from paddlesft.training.checkpoint_writing import TRAINER_STATE
 from paddlesft.training.events import Observer, Plan
 from paddlesft.training.generation_metrics import OUTPUT_FILE, GenerationEvaluation, sampling_options
-from paddlesft.training.model_switches import chosen_switches, set_model_switches
+from paddlesft.training.model_switches import set_model_switches
 from paddlesft.training.rank_watch import RankWatch, rank_watch
 from paddlesft.training.ranks import is_first_rank, world_size
 from paddlesft.training.results import SOURCE, remove_earlier_run, save_final_model, save_metrics, save_plot
@@ -158,7 +158,7 @@ def _build(
     degree = max(arguments.tensor_parallel_degree, 1)
     load = load_model
     if layout.pipeline > 1:
-        load = partial(load_stage, virtual=layout.virtual, switches=chosen_switches(run_config))
+        load = partial(load_stage, virtual=layout.virtual)
     model = load(
         inputs.base,
         dtype=run_config.model.dtype or pure or "float32",
@@ -198,7 +198,7 @@ def _build(
     )
     if train_set is None:
         return trainer, None
-    plan = _plan(run_config, trainer, method, checkpoint)
+    plan = _plan(run_config, trainer, method, checkpoint, layout)
     identity = resume.run_identity(
         run_config.flat(),
         base["fingerprint"],
@@ -218,7 +218,9 @@ def _build(
     return trainer, plan
 
 
-def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None) -> Plan:
+def _plan(
+    run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None, layout: Layout
+) -> Plan:
     training, sampler = run_config.training, trainer.step_sampler()
     steps_per_epoch, epochs = len(sampler), training.num_train_epochs
     steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)
@@ -239,6 +241,7 @@ def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: P
         rows_per_step=sampler.rows_per_step,
         device=paddle.get_device(),
         ranks=world_size(),
+        layout=str(layout),
     )
 
 

@@ -67,7 +67,6 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig, seed: i
     if quick:
         quick_lora_reduction.apply()
     patterns = target_patterns(model, family, model_config.lora_target_modules)
-    refuse_idle_stages(model, patterns)
     config = LoRAConfig(
         r=rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
@@ -90,8 +89,13 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig, seed: i
 
 
 def wrap(model: nn.Layer, config: LoRAConfig) -> LoRAModel:
-    """Put ``LoRAModel`` around a model; the config's targets are names in the whole model, and stay so."""
+    """Put ``LoRAModel`` around a model; the config's targets are names in the whole model, and stay so.
+
+    Raises:
+        ConfigError: the targets fit no layer of a pipeline's stage.
+    """
     patterns = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
+    refuse_idle_stages(model, patterns)
     layers = linear_layers(model)
     if any(own != name for name, own in layers.items()):  # a stage of a pipeline
         fitting = [own for name, own in layers.items() if any(re.fullmatch(pattern, name) for pattern in patterns)]
@@ -135,6 +139,7 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
 
     Raises:
         ModelDirectoryError: files are missing, or names or shapes do not fit the base model.
+        ConfigError: the adapter has nothing in a pipeline's stage.
     """
     path = Path(path)
     weights = adapter_weights(path)

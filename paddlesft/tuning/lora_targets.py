@@ -114,6 +114,8 @@ def target_patterns(model: nn.Layer, family: Family, targets: str | Sequence[str
 def refuse_idle_stages(model: nn.Layer, patterns: Sequence[str]) -> None:
     """Refuse targets that leave a stage of a pipeline with nothing to train; all stages call it.
 
+    Paddle's optimizers (3.3.1) fail where there is no parameter at all.
+
     Raises:
         ConfigError: there is such a stage.
     """

@@ -71,6 +71,12 @@ def test_a_layout_is_shown_with_its_ranks_memory_and_traffic(said: Said) -> None
     assert any(re.match(r"pipeline 0\.\d\d inside a node activations where", line) for line in lines)
 
 
+def test_as_few_cards_are_taken_as_the_degrees_fit(said: Said) -> None:
+    status, out, err = said("sft.yaml", "bf16=true")
+    assert (status, err) == (0, "")  # that a machine without GPUs computes in float32 is about another machine
+    assert "(8 processes, family llama)" in out
+
+
 def test_links_between_nodes_are_told_from_those_inside(said: Said) -> None:
     _, out, _ = said("sft.yaml", "--world_size", "8", "--cards_per_node", "4")
     links = {line.split()[0]: " ".join(line.split()[2:4]) for line in out.splitlines()[-3:]}
@@ -118,7 +124,10 @@ def test_wrong_keys_and_values_are_still_refused(said: Said) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sft.yaml"], "--world_size is missing: say how many processes (cards) the run has."),
+        (
+            ["sft.yaml", "tensor_parallel_degree=1", "pipeline_parallel_degree=1", "sharding="],
+            "--world_size is missing: the config divides nothing, so say how many cards it has.",
+        ),
         (["sft.yaml", "--world_size", "0"], "--world_size: found 0; allowed: a whole number of 1 or more."),
         (
             ["sft.yaml", "--world_size", "2", "--cards_per_node", "0"],

@@ -176,6 +176,11 @@ def test_options_of_the_launch_are_taken_out_of_the_arguments() -> None:
         "command line: --max_restarts: found '-1'; allowed: a whole number from 0.",
         "command line: --log_dir needs a directory behind it.",
     ]
+    with pytest.raises(ConfigError) as error:
+        take_launch_options(["a.yaml", "--nproc"])
+    assert str(error.value).splitlines() == [
+        "command line: --nproc: found nothing behind it; allowed: a whole number from 1.",
+    ]
 
 
 def test_errors_of_config_layout_and_machines_come_before_any_rank_starts(
@@ -215,9 +220,17 @@ def test_each_visible_gpu_gets_a_process(run_here, config: Path, tmp_path: Path,
     assert calls[1][1:4] == (2, tmp_path / "logs", True)
     run_here("train", config, out, NNODES="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     assert calls[2][1:3] == (4, tmp_path / "out" / "log" / "node-1") and calls[2][4].count == 2
-    done = run_here("train", config, out, "--nproc", "5")
+    for name in ("--nproc", "--nproc_per_node"):
+        done = run_here("train", config, out, name, "5")
     assert done.returncode == 2 and len(calls) == 3
     assert "--nproc: found 5; visible GPUs: 4; allowed: at most one process on each." in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--nproc", "2")])
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(run_here, config: Path, tmp_path: Path, options) -> None:
+    done = run_here("train", config, f"output_dir={tmp_path / 'out'}", "device=gpu:0", *options)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert "device: found 'gpu:0', but paddle sees no GPU here; allowed here: auto or cpu." in done.stderr
 
 
 def test_a_rank_cannot_be_launched_again(run_cli, config: Path, tmp_path: Path) -> None:

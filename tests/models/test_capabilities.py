@@ -11,6 +11,7 @@ import pytest
 
 from paddlesft.models.capabilities import CAPABILITIES, UNPROVEN, capability_table, gguf_architectures
 from paddlesft.models.family import Family
+from tests.parallel import test_pipeline_training
 
 REPO = Path(__file__).resolve().parents[2]
 ROOMS = ("families", "models", "parallel")
@@ -34,6 +35,16 @@ def written_for_hugging_face(family: Family) -> list[str]:
     return [f"{TORCH}::test_exported_logits[{family.name}]", f"{TORCH}::test_there_and_back[{model_type}]"]
 
 
+def in_pipelines(family: Family) -> list[str]:
+    """On two ranks, all weights and LoRA."""
+    cases = [name for ranks, _, name in test_pipeline_training.NAMES if ranks == 2]
+    wanted = [f"{family.name} {method} " for method in ("full", "lora")]
+    found = [next((name for name in cases if name.startswith(begin)), begin) for begin in wanted]
+    return [
+        f"tests/parallel/test_pipeline_training.py::test_pipeline_has_the_losses_of_one_process[{c}]" for c in found
+    ]
+
+
 # key of a capability -> the tests that stand behind its mark, for a family
 PROOFS: dict[str, Callable[[Family], list[str]]] = {
     "full": lambda family: [
@@ -55,10 +66,7 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
         f"tests/parallel/test_tensor_training.py::test_divided_layers_train_as_whole_ones[{family.name}-{kind}]"
         for kind in ("rows", "packed")
     ],
-    "pipeline": lambda family: [
-        f"tests/parallel/test_own_training.py::test_layout_has_the_losses_of_one_process[{family.name} {method}-pp2]"
-        for method in ("full", "lora")
-    ],
+    "pipeline": in_pipelines,
     "generate": lambda family: [
         f"{GENERATION}::test_a_padded_batch_gives_the_replies_of_single_rows[{family.name}-full]",
         f"{GENERATION}::test_the_logits_of_a_padded_batch_are_those_of_single_rows[{family.name}-full]",

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models import pipeline
+from paddlesft.models.stored import stored_weights
+from tests.checkpoints.shards import write_even_family
 
 
 def test_family_without_pipeline_is_refused(tiny_family: Callable[[str], Path]) -> None:
@@ -32,6 +34,27 @@ def test_missing_weights_are_refused_on_every_rank(tiny_llama: Path, tmp_path: P
     message = r"model lacks 2 of 21 weights .*: llama\.layers\.1\.mlp\.up_proj\.weight, lm_head\.weight\. Is it a"
     with pytest.raises(ModelDirectoryError, match=message):
         pipeline.load_stage(model)
+
+
+def test_weights_without_a_place_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the layers that the stage has: those of others are missing for a good reason."""
+    source = write_even_family("qwen", tmp_path / "qwen", no_bias=False)
+    here = [name for name in stored_weights(source) if name.startswith("qwen.h.1.")]
+    own = {name: None for name in here if not (".mlp." in name and name.endswith(".bias"))}
+    assert len(own) == len(here) - 3
+    for name, instead in {
+        "empty_model": lambda *_: paddle.nn.Layer(),
+        "_name_as_whole": lambda *_: None,
+        "_mark_shared": lambda stage: None,
+        "parameters_of": lambda stage: own,
+        "fill_parts": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(pipeline, name, instead)
+    message = r"no place for 3 weights of this model: qwen\.h\.1\.mlp\.c_proj\.bias"
+    with pytest.raises(ModelDirectoryError, match=message):
+        pipeline.load_stage(source, tensor_parallel=(2, 0))
+    own |= dict.fromkeys(here)
+    pipeline.load_stage(source, tensor_parallel=(2, 0))
 
 
 class Counting(paddle.nn.Layer):

@@ -216,7 +216,8 @@ def test_parts_of_another_layout_are_refused(runs: Path) -> None:
     text = str(error.value)
     assert "holds the part of each rank (unified_checkpoint: false)" in text and "tensor 2, now 1" in text
     assert "moments, float32 weights) cannot be divided anew and would be lost" in text
-    assert f"paddlesft merge-shards {parts} NEW_DIRECTORY" in text and "unified_checkpoint: true from now on" in text
+    assert f"merge-shards --model_name_or_path {parts} --output_path NEW_DIRECTORY," in text
+    assert "unified_checkpoint: true from now on" in text
 
 
 def test_the_best_checkpoint_and_the_limit_work_in_every_layout(runs: Path) -> None:

@@ -1,11 +1,16 @@
-"""Every collective of the CPU backend against numpy, with two ranks, four ranks and two pairs of ranks at a time."""
+"""Every collective of the CPU backend against numpy, with two ranks, four ranks and two pairs of ranks at a time.
+
+The two ranks divide nothing but rows: Paddle's own group computes their large sums.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import paddle
 import pytest
 
-from tests.parallel.programs.collectives import LARGE, SHAPE, numbers
+from paddlesft.parallel.gloo import tensor_parallel_ops
+from tests.parallel.programs.collectives import HUGE, LARGE, SHAPE, numbers
 from tests.parallel.ranks import launch_well
 
 GROUPS = {"two": [(0, 1)], "four": [(0, 1, 2, 3)], "pairs": [(0, 2), (1, 3)]}
@@ -50,6 +55,7 @@ def expected(n: int, rank: int) -> dict[str, np.ndarray]:
         "all_reduce AVG": own.mean(0),
         **{f"all_reduce {dtype}": integers for dtype in ("float16", "bfloat16", "float64", "int64")},
         "all_reduce large": salted(1, LARGE).sum(0),
+        "all_reduce huge": salted(4, HUGE).sum(0)[:, ::1000],
         "all_reduce scalar": np.float32(n * (n + 1) / 2),
         "all_reduce slice": sliced,
         "reduce": own.sum(0) if rank == 1 else own[rank],
@@ -122,3 +128,15 @@ def test_all_members_hold_the_same_bits_after_a_sum(results: dict) -> None:
 def test_every_operation_that_ran_is_checked(results: dict) -> None:
     for got in results.values():
         assert set(got) == set(expected(2, 0))
+
+
+def test_the_loss_of_a_large_vocabulary_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_parallel_ops, "_summed", lambda x, *_: x)  # one rank
+    logits = 4 * np.random.default_rng(0).standard_normal((8, 60_000)).astype("float32")
+    labels = logits.argmax(-1)
+    _, loss = tensor_parallel_ops.VocabularyParallelCrossEntropy.apply(
+        paddle.to_tensor(logits), paddle.to_tensor(labels), -100, 0, 0, 1
+    )
+    wide = logits.astype("float64")
+    wanted = np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1))
+    np.testing.assert_allclose(loss.numpy(), wanted, rtol=2e-6, atol=2e-6)

@@ -120,6 +120,7 @@ def test_no_rank_outlives_the_launch(tmp_path: Path, number: int, what: str, cod
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells turn it off in the background
     )
     try:
         end = time.monotonic() + 60

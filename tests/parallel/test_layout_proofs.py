@@ -38,3 +38,7 @@ def test_a_cell_tells_families_tests_and_packed_rows() -> None:
     assert write_layout_proofs.cell(found) == "llama* ¹; gpt ²"
     assert write_layout_proofs.said("tp2 sp pp2") == "tensor 2 with sequence parallel, pipeline 2"
     assert write_layout_proofs.said("stage2 dp2") == "stage2 × 2, data 2"
+    keys = {"pipeline_parallel_degree": 4, "virtual_pp_degree": 2, "per_device_train_batch_size": 1}
+    assert write_layout_proofs.said(write_layout_proofs.layout_of(keys)) == "pipeline 4 in 2 chunks each"
+    keys = {"tensor_parallel_degree": 2, "sequence_parallel": True, "pipeline_parallel_degree": 2}
+    assert write_layout_proofs.layout_of(keys) == "tp2 sp pp2"

@@ -52,8 +52,16 @@ def test_everything_that_is_missing_or_wrong_comes_at_once() -> None:
     assert "MASTER_ADDR: 'no.such.host.invalid' cannot be found from this machine" in text
     with pytest.raises(EnvironmentProblem, match=r"NNODES: found '2:4'; allowed: a whole number from 1"):
         read_nodes({**WELL, "NNODES": "2:4"})
-    with pytest.raises(EnvironmentProblem, match="NNODES is not set, but RANK is 1"):
+    with pytest.raises(EnvironmentProblem, match="NNODES, the number of machines, is not set, but RANK is 1\n"):
         read_nodes({"RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    with pytest.raises(EnvironmentProblem, match="is not set, but WORLD_SIZE is 2\n"):
+        read_nodes({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+
+
+def test_the_processes_of_another_launcher_are_not_runs_of_their_own() -> None:
+    with pytest.raises(EnvironmentProblem, match="LOCAL_RANK is 0 and WORLD_SIZE is 2: torchrun, or something like it"):
+        read_nodes({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+    assert read_nodes({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) is None
 
 
 def test_a_name_that_only_this_machine_understands_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,18 +41,19 @@ SIZES = {  # tied heads: always in gemma and gpt; layers that two stages share u
 }
 UPPER_HALF = {"lora_target_modules": ".*layers[.][4567][.].*"}  # the first chunk of each stage has nothing to train
 RECOMPUTE = {"recompute": "true"}
+KEPT = RECOMPUTE | {"no_recompute_layers": "[1]"}
 # ranks -> model, method, more (packed rows, momentum), layout, other keys
 CASES: dict[int, list[tuple[str, str, str, dict[str, Any], dict[str, Any]]]] = {
     2: [
-        ("llama", "full", "", {PP: 2}, RECOMPUTE | {"no_recompute_layers": "[1]"}),
+        ("llama", "full", "", {PP: 2}, KEPT),
         ("llama", "lora", "packed", {PP: 2}, {}),
         ("tied", "full", "momentum", {PP: 2}, {}),
         ("qwen2", "full", "packed", {PP: 2}, {}),
-        ("qwen2", "lora", "momentum", {PP: 2}, RECOMPUTE),
+        ("qwen2", "lora", "momentum", {PP: 2}, KEPT),
         ("gemma", "full", "momentum packed", {PP: 2}, {}),
-        ("gemma", "lora", "", {PP: 2}, {}),
+        ("gemma", "lora", "", {PP: 2}, KEPT),
         ("gpt", "full", "", {PP: 2}, {}),
-        ("gpt", "lora", "packed", {PP: 2}, RECOMPUTE),
+        ("gpt", "lora", "packed", {PP: 2}, KEPT),
         ("qwen", "full", "packed", {PP: 2}, {}),
         ("qwen", "lora", "momentum", {PP: 2}, {}),
         ("chatglm_v2", "full", "", {PP: 2}, RECOMPUTE),

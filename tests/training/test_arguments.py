@@ -4,6 +4,7 @@ import pytest
 from paddlenlp.trainer import TrainingArguments
 
 from paddlesft.errors import ConfigError
+from paddlesft.parallel import gloo
 from paddlesft.training.arguments import is_divided, training_arguments
 from tests.training.small_runs import small_config
 
@@ -37,6 +38,11 @@ def test_half_precision_is_off_on_a_cpu_and_said() -> None:
     assert config.training.bf16 is False and "half precision has no kernels on a CPU" in str(config.origins["bf16"])
 
 
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence() -> None:
+    with pytest.raises(ConfigError, match="device: found 'gpu', but paddle sees no GPU here; allowed"):
+        training_arguments(small_config("device=gpu"))
+
+
 def test_a_missing_output_dir_is_said() -> None:
     config = small_config()
     config.training.output_dir = None
@@ -63,6 +69,14 @@ def test_what_paddlenlp_refuses_becomes_a_config_error() -> None:
 )
 def test_data_parallelism_alone_divides_nothing(keys: dict[str, object], divided: bool) -> None:
     assert is_divided(keys) is divided
+
+
+def test_plain_data_parallelism_waits_in_our_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle's own give up after 30 s, in which one rank may be saving while the others wait."""
+    asked: list[bool] = []
+    monkeypatch.setattr(gloo, "install", lambda rows_only: asked.append(rows_only))
+    training_arguments(small_config())
+    assert asked == [True]
 
 
 def test_offload_is_left_out_on_a_cpu_and_said(caplog: pytest.LogCaptureFixture) -> None:

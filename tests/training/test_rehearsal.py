@@ -52,11 +52,12 @@ def test_every_family_keeps_its_axes(name: str, tmp_path: Path) -> None:
 
 def test_the_rehearsal_says_what_it_does_not_rehearse() -> None:
     plan = planned(
-        "tensor_parallel_degree=8", "sharding=stage1 offload", "use_flash_attention=true", "lora=true",
-        "lora_dropout=0.1", "load_best_model_at_end=true", "evaluation_strategy=steps", "save_strategy=steps",
+        "tensor_parallel_degree=8", "sharding=stage2 offload", "bf16=false", "fp16=true", "fp16_opt_level=O2",
+        "use_flash_attention=true", "lora=true", "lora_dropout=0.1", "load_best_model_at_end=true",
+        "evaluation_strategy=steps", "save_strategy=steps",
         "sequence_parallel=true", world_size=32,
     )  # fmt: skip
-    assert str(plan.small) == "tensor_parallel_degree 4, sequence_parallel, sharding stage1, sharding_parallel_degree 2"
+    assert str(plan.small) == "tensor_parallel_degree 4, sequence_parallel, sharding stage2, sharding_parallel_degree 2"
     assert plan.shrunk[:2] == ["sharding_parallel_degree: 4 -> 2", "tensor_parallel_degree: 8 -> 4"]
     assert plan.shrunk[2].startswith("model: layers 32 -> 2, hidden size 4096 -> ")
     assert plan.shrunk[2].endswith("random weights")
@@ -66,7 +67,7 @@ def test_the_rehearsal_says_what_it_does_not_rehearse() -> None:
     for text in ("flash attention", "offloading to the host", "dropout (each rank draws masks of its own)", "memory",
                  "speed", "NCCL", "fused kernels", "the rounding of half precision"):  # fmt: skip
         assert plan.not_rehearsed.count(text) == 1
-    assert plan.run_config.training.sharding == "stage1"
+    assert plan.run_config.training.sharding == "stage2"
 
 
 def test_nothing_of_the_production_config_is_changed() -> None:

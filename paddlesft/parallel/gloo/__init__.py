@@ -11,6 +11,7 @@ upstream symbol, the version seen and the reason at the head of its file:
 * ``transport``: connections between the ranks, with an upper limit on waiting that names the rank that is missing;
 * ``process_group``: the collectives, and sends and receives for pipelines;
 * ``groups``: the creation of process groups;
+* ``large_sums``: what is left to Paddle's own group, where nothing but rows is divided;
 * ``tensor_parallel_ops``: operators of tensor parallelism without a CPU kernel;
 * ``data_parallel``: the averaging of gradients in ``paddle.DataParallel``;
 * ``devices``, ``sharding``: places that ask for a GPU without needing one.
@@ -39,8 +40,11 @@ def installed() -> bool:
     return _state["installed"]
 
 
-def install() -> bool:
+def install(rows_only: bool = False) -> bool:
     """Let paddle's distributed training work between CPU ranks.
+
+    Args:
+        rows_only: the ranks divide nothing but the rows (plain data parallelism): sums of all of them have to be fast.
 
     Returns:
         Whether the backend is in use; False, with nothing changed, on a GPU and in a process that is alone.
@@ -57,7 +61,7 @@ def install() -> bool:
     from paddlesft.parallel.gloo import data_parallel, devices, groups, sharding, tensor_parallel_ops
 
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
-    groups.replace_group_creation()
+    groups.replace_group_creation(large_sums=rows_only)
     tensor_parallel_ops.replace_operators()
     data_parallel.replace_reducer()
     devices.remove_device_checks()

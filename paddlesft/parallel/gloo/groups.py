@@ -13,6 +13,7 @@ from typing import Any
 import paddle.distributed.collective as collective
 import paddle.distributed.parallel as parallel
 
+from paddlesft.parallel.gloo.large_sums import GroupWithLargeSums
 from paddlesft.parallel.gloo.process_group import SocketProcessGroup
 from paddlesft.parallel.gloo.transport import Transport
 
@@ -22,8 +23,12 @@ TIMEOUT_SECONDS = 1800.0  # as long as paddle lets NCCL wait
 _transports: list[Transport] = []
 
 
-def replace_group_creation() -> None:
-    """Let groups of the gloo backend be ``SocketProcessGroup``; other backends are created as before."""
+def replace_group_creation(large_sums: bool = False) -> None:
+    """Let groups of the gloo backend be ``SocketProcessGroup``; other backends are created as before.
+
+    Args:
+        large_sums: of all ranks together are left to Paddle's group, see ``large_sums.py``.
+    """
     upstream = collective._new_process_group_impl
 
     def new_process_group(
@@ -32,9 +37,13 @@ def replace_group_creation() -> None:
         if backend != "gloo":
             return upstream(backend, store, rank, world_size, group_name, *rest, **options)
         group_id = options.get("group_id", 0)
-        return SocketProcessGroup(
+        arguments = (
             _transport(store), rank, world_size, group_id, lambda: collective._get_group_map()[group_id].ranks
-        )
+        )  # fmt: skip
+        if large_sums and group_id == 0:
+            sums = upstream(backend, store, rank, world_size, group_name, *rest, **options)
+            return GroupWithLargeSums(sums, *arguments)
+        return SocketProcessGroup(*arguments)
 
     collective._new_process_group_impl = parallel._new_process_group_impl = new_process_group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from paddle.base import core
 from paddle.distributed.fleet.layers.mpu import mp_ops
 
 from paddlesft.parallel import gloo
+from paddlesft.parallel.gloo.large_sums import GroupWithLargeSums
+from paddlesft.parallel.gloo.process_group import SocketProcessGroup
 
 SHAPE = (4, 6)  # divisible by 2 and 4 along the first axis
 LARGE = (5, 7001)  # above SMALL_BYTES, not divisible by 4
+HUGE = (3, 100_003)  # above LARGE_NUMBERS
 
 
 def numbers(rank: int, salt: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -40,6 +44,9 @@ def run_all(group: dist.Group) -> dict[str, np.ndarray]:
     large = paddle.to_tensor(numbers(rank, 1, LARGE))
     dist.all_reduce(large, group=group)
     got["all_reduce large"] = large.numpy()
+    huge = paddle.to_tensor(numbers(rank, 4, HUGE))
+    dist.all_reduce(huge, group=group)
+    got["all_reduce huge"] = huge.numpy()[:, ::1000].copy()
     scalar = paddle.to_tensor(float(rank + 1))
     dist.all_reduce(scalar, group=group)
     got["all_reduce scalar"] = scalar.numpy()
@@ -150,9 +157,12 @@ def tensor_parallel(group: dist.Group) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Run on the group of all ranks and on a group in another order of creation than the others'."""
-    assert gloo.install() and gloo.install() and gloo.installed()
+    rows_only = os.environ["PADDLE_TRAINERS_NUM"] == "2"
+    assert gloo.install(rows_only) and gloo.install() and gloo.installed()
     dist.init_parallel_env()
     rank, world = dist.get_rank(), dist.get_world_size()
+    kind = GroupWithLargeSums if rows_only else SocketProcessGroup
+    assert type(dist.collective._get_default_group().process_group) is kind
     assert core.ReduceOp.SUM is not None
     directory = Path(sys.argv[1])
     np.savez(directory / f"world-{rank}.npz", **run_all(dist.collective._get_default_group()))

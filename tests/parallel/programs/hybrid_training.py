@@ -1,7 +1,7 @@
 """A rank that trains PaddleNLP's own models with PaddleNLP's own Trainer: ``hybrid_training.py JOBS.json``.
 
-JOBS.json holds a list of jobs {name, model (directory), arguments (of TrainingArguments), output, and perhaps lora (a
-directory), momentum, broken}; each writes ``output/NAME.json``, the list of its losses. Jobs share the start of a rank.
+JOBS.json holds a list of jobs {name, model (directory), arguments (of TrainingArguments), output, and perhaps
+momentum, broken}; each writes ``output/NAME.json``, the list of its losses. Jobs share the start of a rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from paddle.distributed import parallel_helper
 from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
-from paddlenlp.peft import LoRAModel
 from paddlenlp.trainer import Trainer, TrainerCallback, TrainingArguments
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, AutoModelForCausalLMPipe
 from paddlenlp.utils.log import logger
@@ -109,9 +108,6 @@ def run(job: dict[str, Any]) -> None:
     config.seq_length = LENGTH  # the rows of a sequence-parallel batch are told apart by it
     kind = AutoModelForCausalLMPipe if pipeline else AutoModelForCausalLM
     model = kind.from_pretrained(job["model"], config=config, dtype="float32")
-    if job.get("lora"):
-        model = LoRAModel.from_pretrained(model, job["lora"])
-        model.mark_only_lora_as_trainable()
     losses = Losses()
     kind = InOrderWithMomentum if job.get("momentum") else InOrder
     trainer = kind(model=model, args=arguments, train_dataset=Rows(config.vocab_size), callbacks=[losses])

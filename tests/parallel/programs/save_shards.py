@@ -60,7 +60,9 @@ def run(job: dict[str, Any], degree: int) -> None:
     model = getattr(zoo, family.causal_lm).from_pretrained(
         job["model"], config=config, dtype="float32", convert_from_torch=False
     )
-    family.fix_model(model, lambda name: True)
+    part = Path(job["model"]) / f"model_state.tp{rank:02d}.pdparams"
+    stored = paddle.load(str(part), return_numpy=True) if part.is_file() else {}
+    family.fix_model(model, lambda name: name in stored)
     model = adapt(model, job.get("method"), degree)
     model.eval()
     logits = logits_of(model, job["prompts"])

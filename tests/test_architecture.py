@@ -22,6 +22,8 @@ SAME_LEVEL = {
     ("tuning", "parallel"),
     ("training", "inference"),
     ("training", "checkpoints"),
+    ("quantization", "training"),
+    ("quantization", "checkpoints"),
     ("checkpoints", "inference"),
     ("runtime", "quirks"),
     ("quirks", "errors"),

@@ -61,7 +61,8 @@ def _what_to_do(run: RunConfig) -> None:
         }.items():
             if getattr(training, key) != value:
                 run.derive(key, value, "benchmark measures speed only")
-    asked = any(run.was_set(key) for key in ("do_train", "do_eval", "do_predict", "do_ptq", "do_gptq", "do_qat"))
+    switches = ("do_train", "do_eval", "do_predict", "do_ptq", "do_gptq", "do_awq", "do_qat")
+    asked = any(run.was_set(key) for key in switches)
     if not asked and not training.do_train:
         run.derive("do_train", True, "no do_... key is given")
 

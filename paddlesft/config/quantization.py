@@ -1,4 +1,4 @@
-"""Keys about quantization. Their names and meanings follow PaddleNLP; quantizing itself is not part of this version."""
+"""Keys about quantization. Their names and meanings follow PaddleNLP."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,11 @@ class QuantizationConfig:
     """Quantization"""
 
     quant_type: QuantType = field("a8w8", "What is quantized to what.")
-    do_ptq: bool = field(False, "Quantize after training (PTQ).", unbuilt="quantization")
+    do_ptq: bool = field(False, "Quantize weights, and activations for a8w8, after training.")
     ptq_step: int = field(32, "Calibration steps of PTQ.", minimum=1)
-    do_gptq: bool = field(False, "Quantize the weights by GPTQ.", unbuilt="quantization")
+    do_gptq: bool = field(False, "Quantize the weights by GPTQ.")
     gptq_step: int = field(8, "Calibration steps of GPTQ.", minimum=1)
-    do_awq: bool = field(False, "Search scales by AWQ.", unbuilt="quantization")
+    do_awq: bool = field(False, "Quantize the weights with scales searched by AWQ.")
     awq_step: int = field(8, "Calibration steps of AWQ.", minimum=1)
     auto_clip: bool = field(False, "Clip weights as AWQ does.")
     autoclip_step: int = field(8, "Calibration steps of clipping.", minimum=1)
@@ -45,7 +45,13 @@ class QuantizationConfig:
         "avg_headwise", "How the scales of the key/value cache are found."
     )
     fp8_type: list[str] = field(["e4m3", "e4m3"], "Types of activation and weight for a8w8_fp8.")
-    skip_list_names: list[str] = field([], "Layers that are not quantized.")
+    skip_list_names: list[str] = field([], "Layers that are not quantized: expressions that fit whole names.")
+    mixed_precision: dict[str, str] | None = field(
+        None, "Other formats for some layers: {expression that fits whole names: int8 or int4}."
+    )
+    max_ppl_increase: float | None = field(
+        None, "Fail where the perplexity grows by more than this share (0.02 is 2 percent).", minimum=0
+    )
     load_quant_model: bool = field(False, "Start from a quantized model.", unbuilt="quantization")
     do_quant_debug: bool = field(False, "Print intermediate values while quantizing.", unbuilt="quantization")
     test_sample: str | None = field(None, "Prompt for that debugging.")

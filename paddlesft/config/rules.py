@@ -276,10 +276,11 @@ def _data(run: RunConfig) -> Iterator[Finding]:
 
 def _needed(run: RunConfig) -> Iterator[Finding]:
     training, data = run.training, run.data
-    if not (training.do_train or training.do_eval or training.do_predict):
+    quantizes = run.quantization.do_ptq or run.quantization.do_gptq or run.quantization.do_awq
+    if not (training.do_train or training.do_eval or training.do_predict or quantizes):
         yield (
             ("do_train", "do_eval", "do_predict", "do_ptq", "do_gptq", "do_qat", "do_export"),
-            "nothing to do: do_train, do_eval and do_predict are all false. Set do_train: true.",
+            "nothing to do: do_train, do_eval, do_predict, do_ptq, do_gptq and do_awq are all false. Set one to true.",
         )
         return
     if not run.model.model_name_or_path:

@@ -99,7 +99,7 @@ def table() -> str:
     every = list(proofs())
     order = list(test_own_training.LAYOUTS)
     layouts = sorted(
-        {proof.layout for proof in every},
+        sorted({proof.layout for proof in every}),  # else equal keys stand in the order of a set
         key=lambda name: (len(name.replace(" sp", "").split()), order.index(name) if name in order else len(order)),
     )
     lines = ["| layout | " + " | ".join(METHODS.values()) + " |", "|---|" + "---|" * len(METHODS)]

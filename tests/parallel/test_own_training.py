@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 
 from paddlesft.training.run_log import read_log
 from tests.parallel.ranks import PROGRAMS, REPO, launch_well
-from tests.parallel.test_gloo_training import PP, SP, TP, sharded
+from tests.parallel.test_gloo_training import LAYOUTS as SMALL_LAYOUTS
+from tests.parallel.test_gloo_training import PP, TP, sharded
 from tests.tiny_families import write_tiny_family
 
 TOLERANCE = 1e-4
@@ -31,15 +32,7 @@ GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 8, 2, 3
 
 # name -> (number of ranks, how many of them read different rows, keys)
 LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "one": (1, 1, {}),
-    "dp2": (2, 2, {}),
-    "stage1": (2, 2, sharded(1)),
-    "stage2": (2, 2, sharded(2)),
-    "stage3": (2, 2, sharded(3)),
-    "tp2": (2, 1, {TP: 2}),
-    "tp2 sp": (2, 1, {TP: 2, SP: True}),
-    "pp2": (2, 1, {PP: 2}),
-    "tp2 pp2": (4, 1, {TP: 2, PP: 2}),
+    **{name: SMALL_LAYOUTS[name] for name in SMALL_LAYOUTS if name != "pp4"},
     "tp2 dp2": (4, 2, {TP: 2}),
     "tp2 stage1": (4, 2, {TP: 2, **sharded(1)}),
     "tp2 stage2": (4, 2, {TP: 2, **sharded(2)}),

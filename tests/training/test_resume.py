@@ -92,7 +92,8 @@ def test_parts_of_ranks_fit_their_own_layout_only() -> None:
     text = str(error.value)
     assert "tensor 2, now 1; sharding stage '', now 'stage2'" in text and "would be lost" in text
     assert "unified_checkpoint: true from now on" in text
-    assert "paddlesft merge-shards run/checkpoint-20 NEW_DIRECTORY" in text
+    command = "paddlesft merge-shards --model_name_or_path run/checkpoint-20 --output_path NEW_DIRECTORY"
+    assert command in text
     assert text.endswith("NEW_DIRECTORY and another output_dir.")
     sharded = identity("unified_checkpoint=false", "sharding=stage1")
     sharded["layout"]["sharding"] = 2

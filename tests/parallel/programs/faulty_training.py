@@ -20,9 +20,9 @@ FAULT = sys.argv[1]
 install, train, make_passes = gloo.install, SFTTrainer.train, SFTTrainer.passes.fget
 
 
-def install_without_a_sum() -> bool:
+def install_without_a_sum(rows_only: bool = False) -> bool:
     """Install the backend, then leave a sum out of it."""
-    installed = install()
+    installed = install(rows_only)
     mp_ops.c_identity_eager.backward = staticmethod(lambda ctx, gradient: gradient)
     return installed
 

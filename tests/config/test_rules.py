@@ -123,7 +123,10 @@ RULES = [
         ["dataset_name_or_path=null", "train_dataset_path=a,b", "train_dataset_prob=0.5,0.6"],
         "train_dataset_prob must be positive numbers that add up to 1; found 0.5, 0.6 (sum 1.1).",
     ),
-    (["do_train=false"], "nothing to do: do_train, do_eval and do_predict are all false. Set do_train: true."),
+    (
+        ["do_train=false"],
+        "nothing to do: do_train, do_eval, do_predict, do_ptq, do_gptq and do_awq are all false. Set one to true.",
+    ),
     (
         ["model_name_or_path=null"],
         "model_name_or_path is not set. Name a model directory, a hub model, or embedded:smollm2.",

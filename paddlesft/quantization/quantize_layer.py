@@ -96,20 +96,21 @@ def quantize_layer(walk: LayerWalk, name: str, layer: nn.Layer, recipe: Recipe) 
     linears = _chosen(name, layer, recipe)
     if not linears:
         return []
-    if recipe.rounds_activations:
-        _shift(walk, layer, linears, recipe)
-        _smooth(walk, layer, linears, recipe)
+    rounded = [one for one in linears if recipe.rounds_activations_of(one.how)]
+    if rounded:
+        _shift(walk, layer, rounded, recipe)
+        _smooth(walk, layer, rounded, recipe)
     elif recipe.awq:
         seen = {one.name: Range("multi_step", keep=True) for one in linears}
         walk.show(layer, {one.layer: seen[one.name].add for one in linears}, recipe.awq_steps)
         for one in linears:
             one.factors = awq_factors(seen[one.name], one.layer.weight, one.how)
-    scales = {one.name: ActivationScale(recipe.activations) for one in linears}
-    if recipe.rounds_activations:
-        walk.show(layer, {one.layer: _after(one, scales[one.name].add) for one in linears}, recipe.steps)
+    scales = {one.name: ActivationScale(recipe.activations) for one in rounded}
+    if rounded:
+        walk.show(layer, {one.layer: _after(one, scales[one.name].add) for one in rounded}, recipe.steps)
     if recipe.gptq:
         walk.show(layer, {one.layer: one.collect for one in linears}, recipe.gptq_steps)
-    made = [_made(one, recipe, scales[one.name]) for one in linears]
+    made = [_made(one, recipe, scales.get(one.name)) for one in linears]
     errors = _errors(walk, layer, linears, made)
     for one, new in zip(linears, made):
         put_layer(layer, one.name.removeprefix(f"{name}."), new)
@@ -185,18 +186,18 @@ def _after(one: _Linear, look: Callable[[paddle.Tensor], None]) -> Callable[[pad
 
 
 @paddle.no_grad()
-def _made(one: _Linear, recipe: Recipe, scale: ActivationScale) -> QuantizedLinear:
+def _made(one: _Linear, recipe: Recipe, scale: ActivationScale | None) -> QuantizedLinear:
     inputs, outputs = one.layer.weight.shape
     reshaped = one.shift is not None or one.factors is not None
     bias = one.layer.bias if one.shift is None else _shifted_bias(one)
-    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, recipe.rounds_activations, reshaped)
+    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, scale is not None, reshaped)
     if recipe.gptq:
         rounded = round_by_hessian(one.weight, one.hessian, one.how, DAMPING, one.name)
         one.damping, one.hessian = rounded.damping, None
         new.take(rounded.stored)
     else:
         new.take(quantize(one.weight, one.how))
-    if recipe.rounds_activations:
+    if scale is not None:
         new.take({ACT_SCALE: paddle.to_tensor([scale.step])})
     if reshaped:
         shift = paddle.zeros([inputs]) if one.shift is None else one.shift

@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.formats import TABLES, WeightFormat
 from paddlesft.quantization.smoothing import PieceSearch
 
-WEIGHTS = {"weight_only_int8": "int8", "weight_only_int4": "int4", "a8w8": "int8"}  # quant_type -> weights' format
+WEIGHTS = {  # quant_type -> weights' format
+    "weight_only_int8": "int8",
+    "weight_only_int4": "int4",
+    "nf4": "nf4",
+    "fp4": "fp4",
+    "a8w8": "int8",
+}
+TABLE_GROUP = 64  # inputs that share a scale in nf4 and fp4, as QLoRA has them (arXiv:2305.14314)
 
 
 @dataclass(frozen=True)
@@ -17,9 +24,12 @@ class Recipe:
 
     Attributes:
         quant_type: a key of ``WEIGHTS``; ``a8w8`` rounds activations too.
-        group_size: inputs that share a scale; 0: all of an output's.
+        group_size: inputs that share a scale; 0: all of an output's; None: 64 for nf4 and fp4, 0 for integers. Linear
+            layers whose activations are rounded have 0 always.
+        double_quantization: the scales of the weights are quantized too.
         skip: regular expressions over whole names of Linear layers that stay as they are.
-        other_formats: (regular expression, format) for layers that get another format; the first that fits counts.
+        other_formats: (regular expression, format) for layers that get another format; the first that fits counts. A
+            layer of an a8w8 model with nf4 or fp4 keeps its activations as they are.
         gptq: round weights by GPTQ instead of to the nearest.
         awq: search factors for weight-only formats by AWQ first.
         shift: take the middle of each input off (a8w8).
@@ -35,7 +45,8 @@ class Recipe:
     """
 
     quant_type: str = "a8w8"
-    group_size: int = 0
+    group_size: int | None = None
+    double_quantization: bool = False
     skip: tuple[str, ...] = ()
     other_formats: tuple[tuple[str, str], ...] = ()
     gptq: bool = False
@@ -75,7 +86,14 @@ class Recipe:
         """Return the format that a Linear's weight gets; None where it stays as it is."""
         if any(re.fullmatch(pattern, name) for pattern in self.skip):
             return None
-        for pattern, other in self.other_formats:
-            if re.fullmatch(pattern, name):
-                return WeightFormat(other, self.group_size)
-        return WeightFormat(WEIGHTS[self.quant_type], self.group_size)
+        fits = (other for pattern, other in self.other_formats if re.fullmatch(pattern, name))
+        form = next(fits, WEIGHTS[self.quant_type])
+        if form in TABLES:
+            group_size = self.group_size or TABLE_GROUP
+        else:
+            group_size = 0 if self.rounds_activations else self.group_size or 0
+        return WeightFormat(form, group_size, self.double_quantization)
+
+    def rounds_activations_of(self, how: WeightFormat) -> bool:
+        """Whether the activations of a Linear with this format get 8 bits: where its weight has integers."""
+        return self.rounds_activations and how.name not in TABLES

@@ -24,6 +24,8 @@ RECIPES = {
     "int8": Recipe("weight_only_int8"),
     "int4": Recipe("weight_only_int4"),
     "int4 groups": Recipe("weight_only_int4", group_size=16),
+    "nf4": Recipe("nf4"),
+    "fp4 groups": Recipe("fp4", group_size=32, double_quantization=True),
     "gptq": Recipe("weight_only_int4", gptq=True),
     "awq": Recipe("weight_only_int4", awq=True),
     "awq gptq": Recipe("weight_only_int4", awq=True, gptq=True),
@@ -46,7 +48,7 @@ def test_recipes_on_llama(recipe: Recipe, tiny_llama: Path) -> None:
     results = quantize_model(model, recipe)
     assert [one.name for one in results] == list(quantized_layers(model)) and len(results) == 14
     worst = max(one.error for one in results)
-    assert 0 < worst < (0.05 if recipe.quant_type == "weight_only_int4" else 0.002)
+    assert 0 < worst < (0.002 if recipe.format_of("x").bits == 8 else 0.05)
     assert all(
         one.bytes_after < one.bytes_before * (0.4 if recipe.format_of("x").bits == 8 else 0.3) for one in results
     )

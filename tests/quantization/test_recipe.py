@@ -1,0 +1,43 @@
+"""Which Linear gets which format."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.quantization.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (Recipe("weight_only_int8"), WeightFormat("int8")),
+        (Recipe("weight_only_int4", group_size=128), WeightFormat("int4", 128)),
+        (Recipe("nf4"), WeightFormat("nf4", 64)),
+        (Recipe("fp4", group_size=0), WeightFormat("fp4", 64)),  # tables have no scale for a whole output
+        (Recipe("nf4", group_size=32, double_quantization=True), WeightFormat("nf4", 32, True)),
+        (Recipe("a8w8", group_size=128), WeightFormat("int8")),  # integer products allow one scale for each output
+    ],
+)
+def test_quant_type_and_group_size_make_a_format(recipe: Recipe, wanted: WeightFormat) -> None:
+    assert recipe.format_of("llama.layers.0.mlp.up_proj") == wanted
+
+
+def test_first_expression_that_fits_the_whole_name_counts() -> None:
+    recipe = Recipe("weight_only_int4", skip=(".*lm_head",), other_formats=((".*down", "int8"), (".*own|.*up", "nf4")))
+    names = {"a.down": "int8", "a.up": "nf4", "a.upper": "int4"}
+    assert {name: recipe.format_of(name).name for name in names} == names
+    assert recipe.format_of("a.lm_head") is None
+
+
+def test_layers_with_a_table_keep_their_activations() -> None:
+    recipe = Recipe("a8w8", other_formats=((".*down", "nf4"),))
+    assert not recipe.rounds_activations_of(recipe.format_of("a.down"))
+    assert recipe.rounds_activations_of(recipe.format_of("a.up"))
+    assert not Recipe("weight_only_int8").rounds_activations_of(WeightFormat("int8"))
+
+
+def test_batches_are_those_of_the_longest_method_in_use() -> None:
+    assert Recipe("nf4").batches == 1
+    assert Recipe("weight_only_int4", gptq=True, awq=True, gptq_steps=3, awq_steps=5, smooth_steps=9).batches == 5
+    assert Recipe("a8w8", steps=2, smooth=True, smooth_steps=9).batches == 9

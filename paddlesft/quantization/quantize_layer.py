@@ -13,7 +13,7 @@ from paddle import nn
 
 from paddlesft.models.quantized.directory import put_layer
 from paddlesft.models.quantized.formats import WeightFormat, quantize
-from paddlesft.models.quantized.linear import ACT_SCALE, INPUT_SCALE, INPUT_SHIFT, QuantizedLinear
+from paddlesft.models.quantized.linear import ACT_SCALE, INPUT_SCALE, INPUT_SHIFT, STATIC, QuantizedLinear
 from paddlesft.quantization.gptq import DAMPING, round_by_hessian
 from paddlesft.quantization.inputs import ActivationScale, Middle, Range
 from paddlesft.quantization.layer_walk import LayerWalk
@@ -190,7 +190,7 @@ def _made(one: _Linear, recipe: Recipe, scale: ActivationScale | None) -> Quanti
     inputs, outputs = one.layer.weight.shape
     reshaped = one.shift is not None or one.factors is not None
     bias = one.layer.bias if one.shift is None else _shifted_bias(one)
-    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, scale is not None, reshaped)
+    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, STATIC if scale else "", reshaped)
     if recipe.gptq:
         rounded = round_by_hessian(one.weight, one.hessian, one.how, DAMPING, one.name)
         one.damping, one.hessian = rounded.damping, None

@@ -19,7 +19,7 @@ from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import read_config
 from paddlesft.models.quantized.formats import WeightFormat
-from paddlesft.models.quantized.linear import QuantizedLinear
+from paddlesft.models.quantized.linear import QuantizedLinear, check_activations
 from paddlesft.models.weights import CODE, PADDLE_LAYOUT, NewTensor, write_weights
 
 KEY, METHOD = "quantization_config", "paddlesft"
@@ -34,7 +34,8 @@ class LayerRecord:
         format: name of the weight's format.
         group_size: of it.
         double_quantization: of it.
-        activations: the input is rounded to 8 bits.
+        scales_per_block: of it.
+        activations: how the input is rounded to 8 bits, see ``QuantizedLinear``.
         reshaped_input: the input is shifted and scaled first.
         bias: the layer has one.
     """
@@ -42,14 +43,15 @@ class LayerRecord:
     format: str
     group_size: int = 0
     double_quantization: bool = False
-    activations: bool = False
+    scales_per_block: int = 256
+    activations: str = ""
     reshaped_input: bool = False
     bias: bool = False
 
     @property
     def how(self) -> WeightFormat:
         """The weight's format."""
-        return WeightFormat(self.format, self.group_size, self.double_quantization)
+        return WeightFormat(self.format, self.group_size, self.double_quantization, self.scales_per_block)
 
     def empty(self, inputs: int, outputs: int) -> QuantizedLinear:
         """Return a layer of this kind whose tensors are not filled in yet."""
@@ -63,6 +65,7 @@ def record_of(layer: QuantizedLinear) -> LayerRecord:
         how.name,
         how.group_size,
         how.double_quantization,
+        how.scales_per_block,
         layer.activations,
         layer.reshaped_input,
         layer.bias is not None,
@@ -130,8 +133,10 @@ def read_records(config: Mapping[str, Any], where: str) -> dict[str, LayerRecord
         )
     try:
         kinds = [LayerRecord(**kind) for kind in entry["kinds"]]
+        for kind in kinds:
+            check_activations(kind.activations, kind.how)
         return {name: kinds[number] for name, number in entry["layers"].items()}
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ModelDirectoryError) as error:
         raise ModelDirectoryError(f"{where}: {KEY} is damaged ({error!r}). Get the directory again.") from error
 
 

@@ -9,7 +9,7 @@ mantissa): weight = table[code] * scale. Codes of four bits stand in pairs: the 
 half of the byte.
 
 Double quantization (section 3 of the same paper) stores the scales themselves in 8 bits: the mean is taken off, and 256
-neighbours share a scale.
+neighbours, or another number of them, share a scale.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 FORMATS = (*INTEGERS, *TABLES)
 WEIGHT, SCALE = "quant_weight", "quant_scale"
 SCALE_CODES, SCALE_SCALE, SCALE_OFFSET = "qquant_scale", "double_quant_scale", "quant_scale_offset"
-SCALES_PER_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class WeightFormat:
         name: one of ``FORMATS``.
         group_size: neighbouring inputs that share a scale; 0: all inputs of an output do.
         double_quantization: the scales are quantized too.
+        scales_per_block: neighbouring scales that share a scale then.
     """
 
     name: str
     group_size: int = 0
     double_quantization: bool = False
+    scales_per_block: int = 256
 
     def __post_init__(self) -> None:
         if self.name not in FORMATS:
@@ -60,6 +61,10 @@ class WeightFormat:
             raise ModelDirectoryError(
                 f"group_size {self.group_size} is impossible for {self.name}: allowed is a whole number from {least} "
                 f"up{whole}."
+            )
+        if self.scales_per_block < 1:
+            raise ModelDirectoryError(
+                f"{self.scales_per_block} scales per block are impossible: allowed is a whole number from 1 up."
             )
 
     @property
@@ -80,7 +85,7 @@ class WeightFormat:
         groups = self.groups(inputs)
         if not self.double_quantization:
             return stored | {SCALE: ((groups, outputs), "float32")}
-        blocks = -(-groups * outputs // SCALES_PER_BLOCK)
+        blocks = -(-groups * outputs // self.scales_per_block)
         return stored | {
             SCALE_CODES: ((groups, outputs), "int8"),
             SCALE_SCALE: ((blocks,), "float32"),
@@ -202,11 +207,10 @@ def _spread(scales: paddle.Tensor, inputs: int, how: WeightFormat) -> paddle.Ten
 def _store_scales(scales: paddle.Tensor, how: WeightFormat) -> dict[str, paddle.Tensor]:
     if not how.double_quantization:
         return {SCALE: scales}
-    flat = scales.reshape([-1])
+    flat, size = scales.reshape([-1]), how.scales_per_block
     offset = flat.mean().reshape([1])
-    blocks = -(-flat.shape[0] // SCALES_PER_BLOCK)
-    centred = paddle.concat([flat - offset, paddle.zeros([blocks * SCALES_PER_BLOCK - flat.shape[0]])])
-    centred = centred.reshape([blocks, SCALES_PER_BLOCK])
+    blocks = -(-flat.shape[0] // size)
+    centred = paddle.concat([flat - offset, paddle.zeros([blocks * size - flat.shape[0]])]).reshape([blocks, size])
     largest = centred.abs().max(axis=1)
     steps = paddle.where(largest == 0, paddle.ones_like(largest), largest) / 127.0
     codes = paddle.clip(paddle.round(centred / steps.unsqueeze(1)), -127, 127)
@@ -219,5 +223,5 @@ def _scales(stored: Mapping[str, paddle.Tensor], how: WeightFormat) -> paddle.Te
         return stored[SCALE]
     codes = stored[SCALE_CODES]
     flat = codes.reshape([-1]).astype("float32")
-    steps = paddle.repeat_interleave(stored[SCALE_SCALE], SCALES_PER_BLOCK)[: flat.shape[0]]
+    steps = paddle.repeat_interleave(stored[SCALE_SCALE], how.scales_per_block)[: flat.shape[0]]
     return (flat * steps + stored[SCALE_OFFSET]).reshape(codes.shape)

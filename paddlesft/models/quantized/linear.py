@@ -14,23 +14,58 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlesft.models.quantized.formats import WEIGHT, WeightFormat, dequantize, quantize, scale_of, values_of
+from paddlesft.errors import ConfigError, ModelDirectoryError
+from paddlesft.models.quantized.formats import (
+    INTEGERS,
+    WEIGHT,
+    WeightFormat,
+    dequantize,
+    quantize,
+    scale_of,
+    values_of,
+)
 
 ACT_SCALE, INPUT_SHIFT, INPUT_SCALE = "act_scale", "input_shift", "input_scale"
+STATIC, DYNAMIC = "static", "dynamic"
 LARGEST_ACTIVATION = 127
+OUTLIER = 6.0  # of the LLM.int8() paper, section 3.2
+EXACT_INPUTS = 2**24 // (LARGEST_ACTIVATION * 128)  # float32 holds every sum of so many products of codes
+
+
+def check_activations(activations: str, how: WeightFormat) -> None:
+    """Refuse activations of 8 bits where the scale of a weight cannot follow the product of integers.
+
+    Raises:
+        ModelDirectoryError: as said, or no such way of rounding activations exists.
+    """
+    if activations not in ("", STATIC, DYNAMIC):
+        raise ModelDirectoryError(
+            f"activations {activations!r} are unknown: allowed are {STATIC!r}, {DYNAMIC!r} and '' (not rounded)."
+        )
+    if activations and (how.name not in INTEGERS or how.group_size):
+        raise ModelDirectoryError(
+            f"activations of 8 bits need weights of {' or '.join(INTEGERS)} with one scale for each output "
+            f"(group_size 0), not {how.name} with group_size {how.group_size}."
+        )
 
 
 class QuantizedLinear(nn.Layer):
-    """y = x W + b with W stored as codes and scales; optionally with activations of 8 bits (A8W8).
+    """y = x W + b with W stored as codes and scales; optionally with activations of 8 bits (A8W8, LLM.int8()).
 
     Args:
         inputs: i.
         outputs: o.
         how: format of the weight.
         bias: whether there is a bias.
-        activations: the input is rounded to 8 bits with the scale ``act_scale``, which calibration has found.
+        activations: how the input is rounded to 8 bits; empty: not at all. ``static``: with the scale ``act_scale``,
+            which calibration has found. ``dynamic``: LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): every token
+            by its own largest number; inputs in which a token of this call is beyond ``OUTLIER`` stay as they are, and
+            so the result for a token depends on what else is in the call.
         reshaped_input: the input is shifted and scaled first, x' = (x + input_shift) * input_scale, of which the weight
             and bias take the opposite (SmoothQuant, arXiv:2211.10438; Outlier Suppression+, arXiv:2304.09145).
+
+    Raises:
+        ModelDirectoryError: see ``check_activations``.
     """
 
     def __init__(
@@ -39,15 +74,16 @@ class QuantizedLinear(nn.Layer):
         outputs: int,
         how: WeightFormat,
         bias: bool = False,
-        activations: bool = False,
+        activations: str = "",
         reshaped_input: bool = False,
     ) -> None:
         super().__init__()
+        check_activations(activations, how)
         self.in_features, self.out_features, self.how = inputs, outputs, how
         self.activations, self.reshaped_input = activations, reshaped_input
         for name, (shape, dtype) in how.shapes(inputs, outputs).items():
             self.register_buffer(name, paddle.zeros(shape, dtype=dtype))
-        if activations:
+        if activations == STATIC:
             self.register_buffer(ACT_SCALE, paddle.ones([1]))
         if reshaped_input:
             self.register_buffer(INPUT_SHIFT, paddle.zeros([inputs]))
@@ -82,7 +118,11 @@ class QuantizedLinear(nn.Layer):
         return weight * self.input_scale.unsqueeze(1) if self.reshaped_input else weight
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Compute the layer: [..., i] -> [..., o], in the type of ``x``."""
+        """Compute the layer: [..., i] -> [..., o], in the type of ``x``.
+
+        Raises:
+            ConfigError: activations are rounded, and a gradient would have to pass.
+        """
         if self.reshaped_input:
             x = (x + self.input_shift.astype(x.dtype)) * self.input_scale.astype(x.dtype)
         if self.activations:
@@ -100,16 +140,45 @@ class QuantizedLinear(nn.Layer):
         return getattr(self, WEIGHT).astype(dtype)
 
     def _with_rounded_activations(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Multiply integers by integers; float32 holds their sums exactly up to 2^24, about 1040 largest products."""
-        step = self.act_scale.astype("float32")
-        codes = paddle.clip(paddle.round(x.astype("float32") / step), -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
-        product = F.linear(codes, values_of(getattr(self, WEIGHT), self.how, self.in_features))
-        return (product * (step * scale_of(self.stored, self.how)[0])).astype(x.dtype)
+        if paddle.is_grad_enabled() and not x.stop_gradient:  # rounding would let zeros pass without a word
+            raise ConfigError(
+                "This layer rounds its activations (a8w8, llm.int8), which lets no gradient pass. Train on a base with "
+                "quantized weights only (weight_only_int8, weight_only_int4, nf4, fp4); to evaluate, compute under "
+                "paddle.no_grad()."
+            )
+        scale, dtype, x = scale_of(self.stored, self.how)[0], x.dtype, x.astype("float32")
+        if self.activations == STATIC:
+            step = self.act_scale.astype("float32")
+            return (self._integer_product(_rounded(x, step)) * (step * scale)).astype(dtype)
+        rows = x.reshape([-1, self.in_features])
+        beyond = (rows.abs() > OUTLIER).any(axis=0)
+        columns = paddle.nonzero(beyond).flatten()
+        rest = paddle.where(beyond, paddle.zeros_like(rows), rows) if columns.shape[0] else rows
+        largest = rest.abs().max(axis=1, keepdim=True)
+        step = paddle.where(largest == 0, paddle.ones_like(largest), largest) / float(LARGEST_ACTIVATION)
+        y = self._integer_product(_rounded(rest, step)) * step
+        if columns.shape[0]:
+            weight = paddle.index_select(values_of(getattr(self, WEIGHT), self.how, self.in_features), columns)
+            y = y + paddle.matmul(paddle.index_select(rows, columns, axis=1), weight)
+        return (y * scale).reshape([*x.shape[:-1], self.out_features]).astype(dtype)
+
+    def _integer_product(self, codes: paddle.Tensor) -> paddle.Tensor:
+        """Multiply codes [..., i] by those of the weight, exactly until the sum becomes float32."""
+        values = values_of(getattr(self, WEIGHT), self.how, self.in_features)
+        starts = range(0, self.in_features, EXACT_INPUTS)
+        parts = [F.linear(codes[..., a : a + EXACT_INPUTS], values[a : a + EXACT_INPUTS]) for a in starts]
+        if len(parts) == 1:
+            return parts[0]
+        return sum(part.astype("int32") for part in parts).astype("float32")
 
     def extra_repr(self) -> str:
         """Say size and format where the model is printed."""
         group = f", group_size={self.how.group_size}" if self.how.group_size else ""
         return f"{self.in_features}, {self.out_features}, {self.how.name}{group}"
+
+
+def _rounded(x: paddle.Tensor, step: paddle.Tensor) -> paddle.Tensor:
+    return paddle.clip(paddle.round(x / step), -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
 
 class _Product(PyLayer):

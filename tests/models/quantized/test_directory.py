@@ -17,7 +17,7 @@ from paddlesft.models.decoders import decoder_of
 from paddlesft.models.families import FAMILIES
 from paddlesft.models.load import load_model, save_model_directory
 from paddlesft.models.quantized.directory import KEY, put_layer, quantized_layers, read_records
-from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.formats import WeightFormat, quantize
 from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.weights import read_weights
 
@@ -49,6 +49,20 @@ def test_loaded_model_computes_the_same(name: str, tiny_family: Callable[[str], 
     np.testing.assert_array_equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_how_activations_are_rounded_is_kept(tiny_llama: Path, tmp_path: Path, activations: str) -> None:
+    model = load_model(tiny_llama)
+    for name, layer in list(model.named_sublayers()):
+        if isinstance(layer, nn.Linear):
+            new = QuantizedLinear(*layer.weight.shape, WeightFormat("int8"), activations=activations)
+            new.take(quantize(layer.weight, new.how))
+            put_layer(model, name, new)
+    save_model_directory(model, tiny_llama, tmp_path)
+    loaded = load_model(tmp_path)
+    assert {layer.activations for layer in quantized_layers(loaded).values()} == {activations}
+    np.testing.assert_array_equal(logits(loaded), logits(model))
+
+
 def test_disk_holds_the_codes_and_nothing_else(tiny_llama: Path, tmp_path: Path) -> None:
     save_model_directory(quantized(tiny_llama), tiny_llama, tmp_path)
     tensors, _ = read_weights(tmp_path)
@@ -58,8 +72,8 @@ def test_disk_holds_the_codes_and_nothing_else(tiny_llama: Path, tmp_path: Path)
     entry = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))[KEY]
     assert entry["quant_method"] == "paddlesft" and entry["layers"][name] == 0
     assert entry["kinds"] == [
-        {"format": "int4", "group_size": 0, "double_quantization": False, "activations": False,
-         "reshaped_input": False, "bias": False}
+        {"format": "int4", "group_size": 0, "double_quantization": False, "scales_per_block": 256,
+         "activations": "", "reshaped_input": False, "bias": False}
     ]  # fmt: skip
 
 
@@ -80,6 +94,7 @@ def test_other_tools_refuse_the_directory(tiny_llama: Path, tmp_path: Path) -> N
         ({"kinds": []}, "is damaged (IndexError('list index out of range')). Get the directory again."),
         ({"layers": {"llama.layers.0.nothing": 0}}, "names llama.layers.0.nothing, but there is nothing in a model"),
         ({"layers": {"llama.norm": 0}}, "names llama.norm, but there is a LlamaRMSNorm in a model of this config"),
+        ({"kinds": [{"format": "int4", "activations": "often"}]}, "damaged (ModelDirectoryError(\"activations 'often'"),
         ({"kinds": [{"format": "int8"}]}, "is [32, 64] instead of [64, 64]"),
     ],
 )

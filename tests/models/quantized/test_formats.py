@@ -30,8 +30,9 @@ FORMATS = [
     WeightFormat("fp4", 16),
     WeightFormat("nf4", 16, double_quantization=True),
     WeightFormat("int4", 16, double_quantization=True),
+    WeightFormat("nf4", 16, double_quantization=True, scales_per_block=32),
 ]
-IDS = [f"{f.name}-{f.group_size}{'-double' if f.double_quantization else ''}" for f in FORMATS]
+IDS = [f"{f.name}-{f.group_size}{f'-{f.scales_per_block}' if f.double_quantization else ''}" for f in FORMATS]
 
 
 def weight(inputs: int = 50, outputs: int = 24) -> paddle.Tensor:
@@ -107,6 +108,7 @@ def test_tables_are_those_of_the_papers() -> None:
         (("int3",), "weight format 'int3' is not one of int8, int4, nf4, fp4."),
         (("int4", -1), "group_size -1 is impossible for int4: allowed is a whole number from 0 up"),
         (("nf4",), "group_size 0 is impossible for nf4: allowed is a whole number from 1 up"),
+        (("nf4", 64, True, 0), "0 scales per block are impossible: allowed is a whole number from 1 up."),
     ],
 )
 def test_impossible_formats_are_refused(arguments: tuple, message: str) -> None:

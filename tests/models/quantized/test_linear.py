@@ -7,9 +7,12 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddlesft.models.quantized.formats import SCALE, WeightFormat, dequantize, quantize
+from paddlesft.errors import ConfigError, ModelDirectoryError
+from paddlesft.models.quantized.formats import WeightFormat, dequantize, quantize, scale_of
 from paddlesft.models.quantized.linear import QuantizedLinear
 from tests.models.quantized.test_formats import FORMATS, IDS, weight
+
+INT8 = WeightFormat("int8")
 
 
 @pytest.mark.parametrize("how", FORMATS, ids=IDS)
@@ -37,17 +40,95 @@ def test_weights_are_not_trained() -> None:
     assert set(made.state_dict()) == {"quant_weight", "quant_scale", "bias"}
 
 
-def test_rounded_activations_equal_a_product_of_integers() -> None:
-    how = WeightFormat("int8")
-    w, x = weight(64, 16), np.random.default_rng(1).normal(size=(5, 64)).astype(np.float32)
-    made = QuantizedLinear(64, 16, how, activations=True)
-    stored = quantize(w, how)
-    made.take(stored)
+def rounding_layer(activations: str, inputs: int = 64, how: WeightFormat = INT8) -> QuantizedLinear:
+    made = QuantizedLinear(inputs, 16, how, activations=activations)
+    made.take(quantize(weight(inputs, 16), how))
+    return made
+
+
+def product_of_codes(x: np.ndarray, step: np.ndarray, layer: QuantizedLinear) -> np.ndarray:
+    """Round x by its step, multiply as whole numbers of 64 bits, scale in float64."""
+    codes = np.clip(np.round(x / step.astype(np.float32)), -127, 127).astype(np.int64)
+    return codes @ layer.quant_weight.numpy().astype(np.int64) * step.astype(np.float64) * layer.quant_scale.numpy()
+
+
+@pytest.mark.parametrize("inputs", [64, 3000])
+def test_rounded_activations_equal_a_product_of_integers(inputs: int) -> None:
+    x = np.random.default_rng(1).normal(size=(5, inputs)).astype(np.float32)
+    made = rounding_layer("static", inputs)
     step = np.abs(x).max() / 127
     made.act_scale.set_value(paddle.to_tensor([step]))
-    codes = np.clip(np.round(x / np.float32(step)), -127, 127).astype(np.int64)
-    wanted = codes @ stored["quant_weight"].numpy().astype(np.int64) * step * stored[SCALE].numpy()
+    wanted = product_of_codes(x, np.asarray(step), made)
+    np.testing.assert_allclose(made(paddle.to_tensor(x)).numpy(), wanted, rtol=3e-7)
+
+
+def test_products_of_large_codes_are_exact() -> None:
+    """Sums beyond 2^24 are rounded once, at the end; float32 alone rounds them on the way."""
+    made = QuantizedLinear(3000, 16, WeightFormat("int8"), activations="static")
+    random = np.random.default_rng(0)
+    x, codes = random.integers(100, 128, (8, 3000)), random.integers(100, 128, (3000, 16))
+    made.take({"quant_weight": paddle.to_tensor(codes.astype(np.int8)), "quant_scale": paddle.ones([1, 16])})
+    wanted = (x @ codes).astype(np.float32)
+    found = made(paddle.to_tensor(x.astype(np.float32))).numpy()
+    np.testing.assert_array_equal(found, wanted)
+    assert (paddle.matmul(*(paddle.to_tensor(y.astype(np.float32)) for y in (x, codes))).numpy() != wanted).any()
+
+
+def test_tokens_are_rounded_by_their_own_largest_number_and_outliers_are_not() -> None:
+    x = np.random.default_rng(1).normal(size=(2, 5, 64)).astype(np.float32)
+    x[0, 2, 7], x[1, 1, 40] = 60.0, -6.5
+    x[1, 4] = 0
+    made = rounding_layer("dynamic")
+    rest = x.reshape(10, 64).copy()
+    rest[:, [7, 40]] = 0
+    step = np.abs(rest).max(axis=1, keepdims=True)
+    step = np.where(step == 0, 1, step) / 127
+    wanted = product_of_codes(rest, step, made)
+    exact = made.dequantized().numpy().astype(np.float64)
+    wanted += x.reshape(10, 64)[:, [7, 40]].astype(np.float64) @ exact[[7, 40]]
+    found = made(paddle.to_tensor(x)).numpy()
+    np.testing.assert_allclose(found, wanted.reshape(2, 5, 16), rtol=1e-5, atol=1e-6)
+
+    def error(y: np.ndarray) -> float:
+        right = x @ exact
+        return float(np.linalg.norm(y - right) / np.linalg.norm(right))
+
+    static = rounding_layer("static")
+    static.act_scale.set_value(paddle.to_tensor([60 / 127]))
+    assert error(found) < 0.01 < 0.04 < error(static(paddle.to_tensor(x)).numpy())
+
+
+def test_without_outliers_all_is_rounded() -> None:
+    x = np.random.default_rng(1).normal(size=(5, 64)).astype(np.float32)
+    made = rounding_layer("dynamic", how=WeightFormat("int8", double_quantization=True))
+    step = np.abs(x).max(axis=1, keepdims=True) / 127
+    codes = np.round(x / step) @ made.quant_weight.numpy().astype(np.float64)
+    wanted = codes * step * scale_of(made.stored, made.how).numpy()
     np.testing.assert_allclose(made(paddle.to_tensor(x)).numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_training_through_rounded_activations_is_refused(activations: str) -> None:
+    made, x = rounding_layer(activations), paddle.randn([3, 64])
+    x.stop_gradient = False
+    with pytest.raises(ConfigError, match=r"rounds its activations.*Train on a base with quantized weights only.*nf4"):
+        made(x)
+    with paddle.no_grad():
+        assert made(x).shape == [3, 16]
+
+
+@pytest.mark.parametrize(
+    ("how", "activations", "message"),
+    [
+        (WeightFormat("int8", 32), "static", "need weights of int8 or int4 with one scale for each output"),
+        (WeightFormat("nf4", 64), "dynamic", "(group_size 0), not nf4 with group_size 64."),
+        (WeightFormat("int8"), "sometimes", "'sometimes' are unknown: allowed are 'static', 'dynamic' and '' (not"),
+    ],
+)
+def test_impossible_activations_are_refused(how: WeightFormat, activations: str, message: str) -> None:
+    with pytest.raises(ModelDirectoryError) as caught:
+        QuantizedLinear(64, 16, how, activations=activations)
+    assert message in str(caught.value)
 
 
 def test_reshaped_input_changes_nothing_but_the_rounding() -> None:

@@ -29,6 +29,7 @@ from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.load import chosen_dtype, load_config, paddle_directory, quiet_paddlenlp, refuse_missing
+from paddlesft.models.quantized.origin import refuse_quantized
 from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.stored import stored_weights
 
@@ -59,6 +60,7 @@ def load_stage(
             has no pipeline class.
     """
     directory = paddle_directory(directory)
+    refuse_quantized(directory, "to divide a model into stages (pipeline_parallel_degree)")
     config = load_config(directory)
     family = family_of(config)
     if family.pipe_class is None:

@@ -26,6 +26,9 @@ from paddlesft.models.quantized.directory import (
     read_records,
     save_quantized,
 )
+from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.on_load import fill_quantizing
+from paddlesft.models.quantized.origin import refuse_quantized
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
@@ -105,6 +108,7 @@ def load_model(
     for_training: bool = False,
     tensor_parallel: tuple[int, int] = (1, 0),
     sequence_parallel: bool = False,
+    quantize: WeightFormat | None = None,
 ) -> Any:
     """Load the causal language model of a model directory.
 
@@ -116,12 +120,15 @@ def load_model(
         for_training: leave the model in training mode instead of evaluation mode.
         tensor_parallel: how many ranks share each layer, and which of them this is; Fleet has been started if several.
         sequence_parallel: those ranks also share what lies between the layers' matrices, by tokens.
+        quantize: format that the Linear layers of the decoder get while they are loaded, so that one float weight at a
+            time is in memory; None leaves them as they are. ``tensor_parallel`` has to be (1, 0) then.
 
     Returns:
         A PaddleNLP model; its ``config.dtype`` is the type that it has in memory.
 
     Raises:
-        ModelDirectoryError: weights are missing or damaged, do not fit the config, or the dtype is unknown.
+        ModelDirectoryError: weights are missing or damaged, do not fit the config, or the dtype is unknown; or a
+            quantized directory is to be quantized again.
     """
     directory = paddle_directory(directory)
     config = load_config(directory)
@@ -131,16 +138,27 @@ def load_model(
     family = family_of(config)
     model_class = getattr(zoo, family.causal_lm)
     records = read_records(read_config(directory), str(directory / "config.json"))
+    if tensor_parallel[0] > 1:
+        refuse_quantized(directory, "to divide layers among ranks (tensor_parallel_degree)")
+    if records and quantize is not None:
+        raise ModelDirectoryError(
+            f"{directory} is quantized already; it cannot be quantized to {quantize.name} while it is loaded. Leave "
+            "weight_quantize_algo out to use it as it is, or give the float model."
+        )
     with quiet_paddlenlp(logging.ERROR):
-        if records:
-            stored = read_weights(directory)[0]
+        if records or quantize is not None:
             with paddle.LazyGuard():  # the float weights of quantized layers never exist
                 model = empty_model(model_class, config, directory, used)
-            put_empty_layers(model, records, str(directory / "config.json"))
+            if records:
+                put_empty_layers(model, records, str(directory / "config.json"))
             if config.tie_word_embeddings:
                 with contextlib.suppress(AttributeError):  # a head without a weight of its own is tied already
                     model.tie_weights()
-            fill_quantized(model, stored, directory)
+            if records:
+                stored = read_weights(directory)[0]
+                fill_quantized(model, stored, directory)
+            else:
+                stored = fill_quantizing(model, directory, quantize)
         elif tensor_parallel[0] > 1:
             whole = config.to_dict()
             config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
@@ -240,10 +258,7 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
-    state = without_second_names(model)
-    if family_of(model).tie_head:  # PaddleNLP itself ties no head and would compute with random numbers
-        width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
-        state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
+    state = state_to_store(model)
     with quiet_paddlenlp():
         if quantized_layers(model):
             save_quantized(model, state, directory)
@@ -256,6 +271,15 @@ def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: A
     write_provenance(
         directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
     )
+
+
+def state_to_store(model: Any) -> dict[str, Any]:
+    """Return a model's weights by name as directories hold them: each once, but for heads that only a copy ties."""
+    state = without_second_names(model)
+    if family_of(model).tie_head:  # PaddleNLP itself ties no head and would compute with random numbers
+        width = model.config.hidden_size  # of the only head that it takes; OPT-350M needs another one
+        state |= {name: value for name, value in model.state_dict().items() if value.shape[-1] == width}
+    return state
 
 
 def without_second_names(model: Any) -> dict[str, Any]:

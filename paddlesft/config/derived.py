@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from paddlesft.config.quantization import GROUPWISE
+
 if TYPE_CHECKING:
     from paddlesft.config.data import DataConfig
     from paddlesft.config.resolve import RunConfig
@@ -17,6 +19,7 @@ _HALF_KEYS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "amp_master_gr
 def derive_values(run: RunConfig) -> None:
     """Fill in what follows from the values given, and from nothing but them and the launcher's environment."""
     _what_to_do(run)
+    _quantization(run)
     _evaluation(run)
     _device(run)
     _lengths(run)
@@ -65,6 +68,15 @@ def _what_to_do(run: RunConfig) -> None:
     asked = any(run.was_set(key) for key in switches)
     if not asked and not training.do_train:
         run.derive("do_train", True, "no do_... key is given")
+
+
+def _quantization(run: RunConfig) -> None:
+    config = run.quantization
+    if (config.do_gptq or config.do_awq) and not run.was_set("quant_type"):
+        method = "do_gptq" if config.do_gptq else "do_awq"
+        run.derive("quant_type", "weight_only_int4", f"{method} rounds weights only")
+    if config.asked and config.weight_quant_method == "groupwise" and config.group_size is None:
+        run.derive("group_size", GROUPWISE, "weight_quant_method is groupwise")
 
 
 def _evaluation(run: RunConfig) -> None:

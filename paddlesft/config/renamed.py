@@ -26,14 +26,22 @@ from paddlesft.config.translation import (
 _STAGES = ("SFT", "PT", "DPO", "VL-SFT", "VL-DPO", "VL-PT")
 _QUANT_TYPES = {
     "A8W8": "a8w8",
+    "W8A8": "a8w8",
     "A8W8C8": "a8w8c8",
     "A8W8_FP8": "a8w8_fp8",
+    "LLM.INT8": "llm.int8",
+    "LLM.INT8()": "llm.int8",
+    "LLM_INT8": "llm.int8",
     "WINT8": "weight_only_int8",
     "WINT4": "weight_only_int4",
     "W8": "weight_only_int8",
     "W4": "weight_only_int4",
+    "INT8": "weight_only_int8",
+    "INT4": "weight_only_int4",
     "WEIGHT_ONLY_INT8": "weight_only_int8",
     "WEIGHT_ONLY_INT4": "weight_only_int4",
+    "NF4": "nf4",
+    "FP4": "fp4",
 }
 _MIX = {"undersampling": "interleave_under", "oversampling": "interleave_over", "interleave": "interleave_under"}
 _TRUNCATION = {
@@ -131,6 +139,10 @@ def _dataset_type(value: Any) -> Any:
         kinds = {part.strip() for part in value.split(",")}
         return kinds.pop() if len(kinds) == 1 else "auto"
     return value
+
+
+def _quant_type(value: Any) -> Any:
+    return _lookup(_QUANT_TYPES, "")(value.replace("-", "_")) if isinstance(value, str) else value
 
 
 def _lora_alpha(value: Any) -> Any:
@@ -275,7 +287,7 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
     "recompute_granularity": OldKey(
         _granularity, "recompute_granularity", ("recompute", "recompute_granularity"), "selective is read as core_attn"
     ),
-    "quant_type": respelled("quant_type", _lookup(_QUANT_TYPES, "quant_type")),
+    "quant_type": respelled("quant_type", _quant_type),
     "smooth_k_piece": respelled(
         "smooth_k_piece", _smooth_k_piece, "the samples of PaddleNLP 2.6 hold true for this number; 3 is its default"
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.fields import default_of
 from paddlesft.config.parallel_switches import SWITCHES, idle_switches, switch_problems
+from paddlesft.config.quantization_rules import idle_quantization_keys, quantization_problems
 from paddlesft.config.training_parallel import is_sharding
 
 if TYPE_CHECKING:
@@ -39,35 +40,6 @@ _NEEDS: dict[str, tuple[str, ...]] = {
         "recompute_use_reentrant",
     ),
     "packing": ("greedy_packing", "eval_packing"),
-    "do_ptq": (
-        "ptq_step",
-        "quant_type",
-        "shift",
-        "smooth",
-        "weight_quant_method",
-        "act_quant_method",
-        "cachekv_quant_method",
-        "fp8_type",
-        "skip_list_names",
-    ),
-    "do_quant_debug": ("test_sample",),
-    "do_gptq": ("gptq_step",),
-    "do_awq": ("awq_step", "auto_clip", "autoclip_step"),
-    "shift": ("shift_all_linears", "shift_sampler", "shift_step"),
-    "smooth": (
-        "smooth_all_linears",
-        "smooth_sampler",
-        "smooth_step",
-        "smooth_piecewise_search",
-    ),
-    "smooth_piecewise_search": (
-        "smooth_k_piece",
-        "smooth_search_piece",
-        "search_alpha_min",
-        "search_alpha_max",
-        "search_scale_min",
-        "search_scale_max",
-    ),
 }
 
 
@@ -84,6 +56,7 @@ def find_problems(run: RunConfig) -> Iterator[Finding]:
         _needed,
         _schedule,
         _processes,
+        quantization_problems,
     ):
         for keys, text in rule(run):
             given = [key for key in keys if run.was_set(key)]
@@ -101,6 +74,7 @@ def find_idle_keys(run: RunConfig) -> list[str]:
             _, spec = run.find(key)
             if run.was_set(key) and flat[key] != default_of(spec):
                 notices.append(f"{run.origins[key].place}: {key} has no effect while {switch} is off.")
+    notices += idle_quantization_keys(run)
     for key in SWITCHES:
         notices += [f"{run.origins[key].place}: {text}" for text in idle_switches(key, flat[key])]
     return notices
@@ -276,10 +250,10 @@ def _data(run: RunConfig) -> Iterator[Finding]:
 
 def _needed(run: RunConfig) -> Iterator[Finding]:
     training, data = run.training, run.data
-    quantizes = run.quantization.do_ptq or run.quantization.do_gptq or run.quantization.do_awq
+    quantizes = bool(run.quantization.asked)
     if not (training.do_train or training.do_eval or training.do_predict or quantizes):
         yield (
-            ("do_train", "do_eval", "do_predict", "do_ptq", "do_gptq", "do_qat", "do_export"),
+            ("do_train", "do_eval", "do_predict", "do_ptq", "do_gptq", "do_awq", "do_qat"),
             "nothing to do: do_train, do_eval, do_predict, do_ptq, do_gptq and do_awq are all false. Set one to true.",
         )
         return
@@ -299,13 +273,14 @@ def _needed(run: RunConfig) -> Iterator[Finding]:
     # A directory may hold its own evaluation split; a single file is training data and nothing else.
     one_file = bool(data.dataset_name_or_path) and Path(data.dataset_name_or_path).expanduser().is_file()
     has_split = bool(data.dataset_name_or_path) and not one_file
-    if training.do_eval and not (has_split or data.eval_dataset_path or data.eval_split_ratio):
+    only_quantizes = quantizes and not training.do_train  # its report measures on what rows there are
+    if training.do_eval and not (has_split or data.eval_dataset_path or data.eval_split_ratio or only_quantizes):
         yield (
             ("dataset_name_or_path", "train_dataset_path", "eval_dataset_path", "eval_split_ratio", "do_eval"),
             "do_eval is true, but no evaluation data is named. Set eval_dataset_path, or eval_split_ratio to set aside "
             "some of the training rows, or evaluation_strategy: no.",
         )
-    if training.do_predict and not (data.dataset_name_or_path or data.test_dataset_path):
+    if training.do_predict and not (data.dataset_name_or_path or data.test_dataset_path or only_quantizes):
         yield (
             ("dataset_name_or_path", "test_dataset_path", "do_predict"),
             "do_predict is true, but no test data is named. Set test_dataset_path, or dataset_name_or_path to a "

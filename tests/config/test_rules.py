@@ -245,7 +245,7 @@ def test_what_fits_together_passes(overrides: list[str]) -> None:
             "command line: recompute_granularity has no effect while recompute is off.",
         ),
         (["greedy_intokens=true"], "command line: greedy_packing has no effect while packing is off."),
-        (["ptq_step=16"], "command line: ptq_step has no effect while do_ptq is off."),
+        (["ptq_step=16"], "command line: ptq_step has no effect while do_ptq, do_gptq and do_awq are off."),
         (
             ["max_steps=10", "warmup_steps=20"],
             "command line: warmup_steps 20 is more than max_steps 10; the learning rate will not reach its peak.",

@@ -1,6 +1,10 @@
-"""What calibration learns about the inputs of one Linear: their middle, their range, their scale.
+"""What calibration learns about the inputs of one Linear: their middle, their range, their scale, their moments.
 
-Shape legend: i inputs of the Linear, n tokens of one calibration step.
+Shape legend: i inputs of the Linear, n tokens of one row.
+
+Every statistic is shown the rows of one calibration step at a time, without their padding. ``ActivationScale``,
+``Moments`` and the range do not depend on how rows are divided into steps; the middle and the samples do, as their
+samplers say.
 
 The samplers and observers are PaddleSlim's. Its ``Shift`` and ``Smooth`` (2.6.0), which put them on a whole model, are
 not used: they tell the norm of the attention from that of the feed-forward part by the parity of a global counter in
@@ -9,8 +13,10 @@ the layers' names, which holds for one model in a fresh process, and write half 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 
 from paddlesft.quantization.paddleslim import AbsmaxObserverLayer, AVGObserverLayer, EMASampler, MultiStepSampler
@@ -18,6 +24,8 @@ from paddlesft.quantization.paddleslim import AbsmaxObserverLayer, AVGObserverLa
 SHIFT_SAMPLERS = ("ema", "none")
 SMOOTH_SAMPLERS = ("multi_step", "none")
 ACTIVATION_METHODS = ("abs_max", "avg")
+
+Rows = Sequence[paddle.Tensor]  # each [n, i]
 
 
 class Middle:
@@ -32,39 +40,42 @@ class Middle:
         self.sampler = EMASampler() if sampler == "ema" else None
         self.value: paddle.Tensor | None = None
 
-    def add(self, x: paddle.Tensor) -> None:
-        """Look at the inputs of one step, [..., i]."""
-        x = _rows(x)
+    def add(self, rows: Rows) -> None:
+        """Look at the inputs of one step."""
+        x = _tokens(rows)
         if self.sampler is not None:
-            mean = x.mean(axis=0)
-            self.value = self.sampler.sample(mean, self.value)
+            self.value = self.sampler.sample(x.mean(axis=0), self.value)
             return
         middle = (x.min(axis=0) + x.max(axis=0)) / 2
         self.value = middle if self.value is None else (self.value + middle) / 2
 
 
 class Range:
-    """The largest magnitude of each input, and the inputs themselves where a search wants to try them.
+    """The largest magnitude of each input, and some of the inputs themselves where a search wants to try them.
 
     Args:
-        sampler: ``multi_step`` keeps the inputs of all steps, ``none`` those of the last one.
-        keep: keep inputs at all.
+        sampler: ``multi_step`` keeps inputs of all steps, ``none`` those of the last one.
+        keep: tokens that are kept of a step: the one with the largest value, and others at even distances.
     """
 
-    def __init__(self, sampler: str = "none", keep: bool = False) -> None:
+    def __init__(self, sampler: str = "none", keep: int = 0) -> None:
         self.sampler = MultiStepSampler() if sampler == "multi_step" else None
         self.keep = keep
         self.largest: paddle.Tensor | None = None
-        self.samples: paddle.Tensor | None = None  # [1, n, i], as PaddleSlim's sampler joins them
+        self.samples: paddle.Tensor | None = None  # [1, tokens, i], as PaddleSlim's sampler joins them
 
-    def add(self, x: paddle.Tensor) -> None:
-        """Look at the inputs of one step, [..., i]."""
-        x = _rows(x)
-        largest = x.abs().max(axis=0)
+    def add(self, rows: Rows) -> None:
+        """Look at the inputs of one step."""
+        x = _tokens(rows)
+        magnitude = x.abs()
+        largest = magnitude.max(axis=0)
         self.largest = largest if self.largest is None else paddle.maximum(self.largest, largest)
         if not self.keep:
             return
-        x = x.unsqueeze(0)
+        loudest = int(magnitude.max(axis=1).argmax())
+        even = np.linspace(0, x.shape[0] - 1, min(self.keep, x.shape[0])).astype(int)
+        kept = np.union1d(even[1:], [loudest]) if loudest not in even else even
+        x = paddle.gather(x, paddle.to_tensor(kept)).unsqueeze(0)
         if self.sampler is None or self.samples is None:
             self.samples = x
         else:
@@ -82,9 +93,10 @@ class ActivationScale:
         kind = AVGObserverLayer if method == "avg" else AbsmaxObserverLayer
         self.observer: Any = kind(None, quant_bits=8)
 
-    def add(self, x: paddle.Tensor) -> None:
-        """Look at the inputs of one step, [b, ..., i]."""
-        self.observer(x.astype("float32"))
+    def add(self, rows: Rows) -> None:
+        """Look at the inputs of one step."""
+        for row in rows:
+            self.observer(row.astype("float32").unsqueeze(0))  # alone: a row that is padded would count its padding
 
     @property
     def step(self) -> float:
@@ -92,5 +104,35 @@ class ActivationScale:
         return max(float(self.observer.scales()), 1e-8) / 127
 
 
-def _rows(x: paddle.Tensor) -> paddle.Tensor:
-    return x.reshape([-1, x.shape[-1]]).astype("float32")
+class Moments:
+    """Mean magnitude of each input, and mean product of each two: the Hessian of GPTQ and AWQ, up to a factor."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._products: paddle.Tensor | None = None
+        self._magnitudes: paddle.Tensor | None = None
+
+    def add(self, rows: Rows) -> None:
+        """Look at the inputs of one step."""
+        x = _tokens(rows)
+        products, magnitudes = paddle.matmul(x, x, transpose_x=True), x.abs().sum(axis=0)
+        if self._products is None:
+            self._products, self._magnitudes = products, magnitudes
+        else:
+            self._products.add_(products)
+            self._magnitudes.add_(magnitudes)
+        self.tokens += x.shape[0]
+
+    @property
+    def hessian(self) -> paddle.Tensor:
+        """The mean of x x^T, float32 [i, i]."""
+        return self._products / self.tokens
+
+    @property
+    def mean(self) -> paddle.Tensor:
+        """The mean of |x|, float32 [i]."""
+        return self._magnitudes / self.tokens
+
+
+def _tokens(rows: Rows) -> paddle.Tensor:
+    return paddle.concat(list(rows)).astype("float32")

@@ -15,8 +15,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddlesft.models.decoders import causal_lm, decoder_of
-from paddlesft.models.families import family_of
+from paddlesft.models.decoders import decoder_of
+from paddlesft.models.quantized.decoder_linears import decoder_layers
+
+Look = Callable[[list[paddle.Tensor]], None]  # given the rows of a batch, each [n, i]
 
 
 @dataclass
@@ -99,32 +101,21 @@ class LayerWalk:
             call.hidden = call(layer)
 
     @paddle.no_grad()
-    def show(self, layer: nn.Layer, looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]], steps: int) -> None:
+    def show(self, layer: nn.Layer, looks: Mapping[nn.Layer, Look], steps: int) -> None:
         """Run a layer on the first batches and hand the inputs of some of its parts to those who look at them.
 
         Args:
             layer: the decoder layer that the batches stand in front of.
-            looks: parts of it, each with what is called with its input for every row: [n, i], padding left out.
+            looks: parts of it, each with what is called with its input of every batch: rows, padding left out.
             steps: number of batches.
         """
         for call, real in zip(self.calls[:steps], self._real):
 
-            def rows(x: paddle.Tensor, real: Sequence[paddle.Tensor] = real) -> Iterator[paddle.Tensor]:
-                for row, positions in zip(self._rows_first(x), real):
-                    yield paddle.gather(row, positions)
+            def rows(x: paddle.Tensor, real: Sequence[paddle.Tensor] = real) -> list[paddle.Tensor]:
+                return [paddle.gather(row, positions) for row, positions in zip(self._rows_first(x), real)]
 
             with _hooks(looks, rows):
                 call(layer)
-
-
-def decoder_layers(model: nn.Layer) -> dict[str, nn.Layer]:
-    """Return the decoder layers of a model by their names, in the order in which they run."""
-    lm = causal_lm(model)
-    count = family_of(lm.config).num_layers(lm.config)
-    for name, layer in lm.named_sublayers():
-        if isinstance(layer, nn.LayerList) and len(layer) == count:
-            return {f"{name}.{i}": one for i, one in enumerate(layer)}
-    raise ValueError(f"{type(lm).__name__} has no list of {count} decoder layers")
 
 
 def real_tokens(batch: Mapping[str, Any]) -> list[paddle.Tensor]:
@@ -134,16 +125,9 @@ def real_tokens(batch: Mapping[str, Any]) -> list[paddle.Tensor]:
 
 
 @contextmanager
-def _hooks(
-    looks: Mapping[nn.Layer, Callable[[paddle.Tensor], None]],
-    rows: Callable[[paddle.Tensor], Iterator[paddle.Tensor]],
-) -> Iterator[None]:
-    def hook(look: Callable[[paddle.Tensor], None]) -> Callable[..., None]:
-        def show(_: nn.Layer, inputs: Any) -> None:
-            for row in rows(inputs[0]):
-                look(row)
-
-        return show
+def _hooks(looks: Mapping[nn.Layer, Look], rows: Callable[[paddle.Tensor], list[paddle.Tensor]]) -> Iterator[None]:
+    def hook(look: Look) -> Callable[..., None]:
+        return lambda _, inputs: look(rows(inputs[0]))
 
     handles = [part.register_forward_pre_hook(hook(look)) for part, look in looks.items()]
     try:

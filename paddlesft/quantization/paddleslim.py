@@ -8,18 +8,19 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import paddle
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from paddleslim.quant.advanced import GPTQ, AWQSearch, MultiStepSampler, PieceWiseSearch
+    from paddleslim.quant.advanced import GPTQ, AutoClip, AWQSearch, MultiStepSampler, PieceWiseSearch
     from paddleslim.quant.advanced import EMASampler as PaddleSlimEMASampler
     from paddleslim.quant.observers.abs_max import AbsmaxObserverLayer
     from paddleslim.quant.observers.avg import AVGObserverLayer
 
 __all__ = [
-    "GPTQ", "AVGObserverLayer", "AWQSearch", "AbsmaxObserverLayer", "EMASampler", "MultiStepSampler",
-    "PieceWiseSearch", "prints_to_log",
+    "GPTQ", "AVGObserverLayer", "AWQSearch", "AbsmaxObserverLayer", "AutoClip", "EMASampler", "MultiStepSampler",
+    "PieceWiseSearch", "prints_to_log", "same_random_numbers",
 ]  # fmt: skip
 log = logging.getLogger("paddlesft")
 
@@ -51,3 +52,14 @@ def prints_to_log() -> Iterator[None]:
     finally:
         for line in printed.getvalue().splitlines():
             log.debug("paddleslim: %s", line)
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Give PaddleSlim's k-means, which draws its first centres, the same numbers in every run."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

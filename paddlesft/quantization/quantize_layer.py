@@ -1,26 +1,29 @@
 """One decoder layer: its Linear layers are looked at, rounded, replaced and compared.
 
 Shape legend: i inputs and o outputs of a Linear, n tokens of one row.
+
+All Linear layers of a decoder layer are looked at before any of them is rounded, as in the paper of GPTQ; what comes
+before the decoder layer is rounded already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import paddle
 from paddle import nn
 
 from paddlesft.models.quantized.directory import put_layer
-from paddlesft.models.quantized.formats import WeightFormat, quantize
+from paddlesft.models.quantized.formats import WeightFormat, encode, quantize
 from paddlesft.models.quantized.linear import ACT_SCALE, INPUT_SCALE, INPUT_SHIFT, STATIC, QuantizedLinear
+from paddlesft.quantization.awq import awq_factors, clipped_scales
+from paddlesft.quantization.chosen_linears import Chosen, Sources, chosen_linears
 from paddlesft.quantization.gptq import DAMPING, round_by_hessian
-from paddlesft.quantization.inputs import ActivationScale, Middle, Range
-from paddlesft.quantization.layer_walk import LayerWalk
+from paddlesft.quantization.inputs import ActivationScale, Middle, Moments, Range
+from paddlesft.quantization.layer_walk import LayerWalk, Look
 from paddlesft.quantization.recipe import Recipe
-from paddlesft.quantization.smoothing import awq_factors, searched_factors, smooth_factors
-
-Looks = Mapping[nn.Layer, Callable[[paddle.Tensor], None]]
+from paddlesft.quantization.smoothing import SEARCH_TOKENS, searched_factors, smooth_factors
 
 
 @dataclass
@@ -53,15 +56,12 @@ class _Linear:
     how: WeightFormat
     shift: paddle.Tensor | None = None
     factors: paddle.Tensor | None = None
-    hessian: paddle.Tensor | None = None
-    tokens: int = 0
+    scale: ActivationScale | None = None
     damping: float = 0.0
 
-    def reshaped(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Return x' of an input [n, i]."""
-        if self.shift is not None:
-            x = x + self.shift
-        return x if self.factors is None else x / self.factors
+    @classmethod
+    def of(cls, chosen: Chosen) -> _Linear:
+        return cls(chosen.name, chosen.layer, chosen.how)
 
     @property
     def weight(self) -> paddle.Tensor:
@@ -69,13 +69,22 @@ class _Linear:
         weight = self.layer.weight.astype("float32")
         return weight if self.factors is None else weight * self.factors.unsqueeze(1)
 
-    def collect(self, x: paddle.Tensor) -> None:
-        """Add the tokens [n, i] to the Hessian of GPTQ, the mean of x' x'^T."""
-        x = self.reshaped(x.astype("float32"))
-        new = paddle.matmul(x, x, transpose_x=True)
-        total = self.tokens + x.shape[0]
-        mean = new / total if self.hessian is None else self.hessian * (self.tokens / total) + new / total
-        self.hessian, self.tokens = mean, total
+    def hessian(self, moments: Moments) -> paddle.Tensor:
+        """The mean of x' x'^T, of inputs that are not shifted."""
+        if self.factors is None:
+            return moments.hessian
+        return moments.hessian / (self.factors.unsqueeze(0) * self.factors.unsqueeze(1))
+
+    def reshaped(self, look: Look) -> Look:
+        """Look at what the Linear's input becomes."""
+
+        def change(x: paddle.Tensor) -> paddle.Tensor:
+            x = x.astype("float32")
+            if self.shift is not None:
+                x = x + self.shift
+            return x if self.factors is None else x / self.factors
+
+        return lambda rows: look([change(x) for x in rows])
 
 
 def quantize_layer(walk: LayerWalk, name: str, layer: nn.Layer, recipe: Recipe) -> list[LinearResult]:
@@ -92,25 +101,20 @@ def quantize_layer(walk: LayerWalk, name: str, layer: nn.Layer, recipe: Recipe) 
 
     Raises:
         SingularHessian: GPTQ cannot round one of them.
+        UserError: a part of the layer cannot be quantized.
     """
-    linears = _chosen(name, layer, recipe)
-    if not linears:
+    chosen = chosen_linears(name, layer, recipe)
+    if not chosen:
         return []
-    rounded = [one for one in linears if recipe.rounds_activations_of(one.how)]
+    sources = Sources(walk, layer, chosen)
+    linears = [_Linear.of(one) for one in chosen]
+    rounded = [one for one in linears if recipe.activations_of(one.how) == STATIC]
     if rounded:
-        _shift(walk, layer, rounded, recipe)
-        _smooth(walk, layer, rounded, recipe)
-    elif recipe.awq:
-        seen = {one.name: Range("multi_step", keep=True) for one in linears}
-        walk.show(layer, {one.layer: seen[one.name].add for one in linears}, recipe.awq_steps)
-        for one in linears:
-            one.factors = awq_factors(seen[one.name], one.layer.weight, one.how)
-    scales = {one.name: ActivationScale(recipe.activations) for one in rounded}
-    if rounded:
-        walk.show(layer, {one.layer: _after(one, scales[one.name].add) for one in rounded}, recipe.steps)
-    if recipe.gptq:
-        walk.show(layer, {one.layer: one.collect for one in linears}, recipe.gptq_steps)
-    made = [_made(one, recipe, scales.get(one.name)) for one in linears]
+        _shift(walk, layer, rounded, recipe, sources)
+        _smooth(walk, layer, rounded, recipe, sources)
+        _scale(walk, layer, rounded, recipe)
+    moments = _moments(walk, layer, linears, recipe, sources)
+    made = [_made(one, recipe, moments.get(sources.same_as[one.name])) for one in linears]
     errors = _errors(walk, layer, linears, made)
     for one, new in zip(linears, made):
         put_layer(layer, one.name.removeprefix(f"{name}."), new)
@@ -120,34 +124,27 @@ def quantize_layer(walk: LayerWalk, name: str, layer: nn.Layer, recipe: Recipe) 
     ]
 
 
-def _chosen(name: str, layer: nn.Layer, recipe: Recipe) -> list[_Linear]:
-    found = []
-    for part, linear in layer.named_sublayers():
-        if type(linear) is not nn.Linear:
-            continue
-        how = recipe.format_of(f"{name}.{part}")
-        if how is not None:
-            found.append(_Linear(f"{name}.{part}", linear, how))
-    return found
-
-
-def _shift(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe) -> None:
+def _shift(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe, sources: Sources) -> None:
     if not recipe.shift:
         return
-    chosen = linears if recipe.shift_all else behind_norms(walk, layer, linears)
-    seen = {one.name: Middle(recipe.shift_sampler) for one in chosen}
-    walk.show(layer, {one.layer: seen[one.name].add for one in chosen}, recipe.shift_steps)
-    for one in chosen:
+    taken = [one for one in linears if recipe.shift_all or one.name in sources.behind_norm]
+    seen = {one.name: Middle(recipe.shift_sampler) for one in taken}
+    walk.show(layer, {one.layer: seen[one.name].add for one in taken}, recipe.shift_steps)
+    for one in taken:
         one.shift = -seen[one.name].value
 
 
-def _smooth(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe) -> None:
+def _smooth(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe, sources: Sources) -> None:
     if not recipe.smooth:
         return
-    chosen = linears if recipe.smooth_all else behind_norms(walk, layer, linears)
-    seen = {one.name: Range(recipe.smooth_sampler, keep=recipe.search is not None) for one in chosen}
-    walk.show(layer, {one.layer: _after(one, seen[one.name].add) for one in chosen}, recipe.smooth_steps)
-    for one in chosen:
+    taken = [one for one in linears if recipe.smooth_all or one.name in sources.behind_norm]
+    keep = 0
+    if recipe.search is not None:
+        steps = min(recipe.smooth_steps, len(walk.calls)) if recipe.smooth_sampler == "multi_step" else 1
+        keep = -(-SEARCH_TOKENS // steps)
+    seen = {one.name: Range(recipe.smooth_sampler, keep) for one in taken}
+    walk.show(layer, {one.layer: one.reshaped(seen[one.name].add) for one in taken}, recipe.smooth_steps)
+    for one in taken:
         weight = one.layer.weight
         if recipe.search is None:
             one.factors = smooth_factors(seen[one.name], weight)
@@ -155,50 +152,37 @@ def _smooth(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Re
             one.factors = searched_factors(seen[one.name], weight, recipe.search)
 
 
-def behind_norms(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear]) -> list[_Linear]:
-    """Return those Linear layers whose input is what a norm of the decoder layer has put out, untouched."""
-    outputs: list[paddle.Tensor] = []
-    direct: set[nn.Layer] = set()
-    handles = [
-        part.register_forward_post_hook(lambda _, inputs, output: outputs.append(output))
-        for part in layer.sublayers()
-        if "norm" in type(part).__name__.lower()
-    ]
+def _scale(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe) -> None:
     for one in linears:
-
-        def note(linear: nn.Layer, inputs: tuple[paddle.Tensor, ...]) -> None:
-            if any(inputs[0] is output for output in outputs):
-                direct.add(linear)
-
-        handles.append(one.layer.register_forward_pre_hook(note))
-    try:
-        with paddle.no_grad():
-            walk.calls[0](layer)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [one for one in linears if one.layer in direct]
+        one.scale = ActivationScale(recipe.activations)
+    walk.show(layer, {one.layer: one.reshaped(one.scale.add) for one in linears}, recipe.steps)
 
 
-def _after(one: _Linear, look: Callable[[paddle.Tensor], None]) -> Callable[[paddle.Tensor], None]:
-    """Look at what a Linear's input becomes; one row at a time, as observers count them."""
-    return lambda x: look(one.reshaped(x.astype("float32")).unsqueeze(0))
+def _moments(
+    walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], recipe: Recipe, sources: Sources
+) -> dict[str, Moments]:
+    """Collect the moments of each different input, by the name of the first Linear that gets it."""
+    used = [(recipe.gptq, recipe.gptq_steps), (recipe.awq, recipe.awq_steps), (recipe.clip, recipe.clip_steps)]
+    steps = max((steps for on, steps in used if on), default=0)
+    if not steps:
+        return {}
+    first = {one.name: one for one in linears if sources.same_as[one.name] == one.name}
+    moments = {name: Moments() for name in first}
+    walk.show(layer, {one.layer: moments[name].add for name, one in first.items()}, steps)
+    return moments
 
 
 @paddle.no_grad()
-def _made(one: _Linear, recipe: Recipe, scale: ActivationScale | None) -> QuantizedLinear:
+def _made(one: _Linear, recipe: Recipe, moments: Moments | None) -> QuantizedLinear:
     inputs, outputs = one.layer.weight.shape
+    if recipe.awq and moments is not None:
+        one.factors = awq_factors(one.layer.weight, moments.hessian, moments.mean, one.how)
     reshaped = one.shift is not None or one.factors is not None
     bias = one.layer.bias if one.shift is None else _shifted_bias(one)
-    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, STATIC if scale else "", reshaped)
-    if recipe.gptq:
-        rounded = round_by_hessian(one.weight, one.hessian, one.how, DAMPING, one.name)
-        one.damping, one.hessian = rounded.damping, None
-        new.take(rounded.stored)
-    else:
-        new.take(quantize(one.weight, one.how))
-    if scale is not None:
-        new.take({ACT_SCALE: paddle.to_tensor([scale.step])})
+    new = QuantizedLinear(inputs, outputs, one.how, bias is not None, recipe.activations_of(one.how), reshaped)
+    new.take(_stored(one, recipe, moments))
+    if one.scale is not None:
+        new.take({ACT_SCALE: paddle.to_tensor([one.scale.step])})
     if reshaped:
         shift = paddle.zeros([inputs]) if one.shift is None else one.shift
         factors = paddle.ones([inputs]) if one.factors is None else one.factors
@@ -207,6 +191,18 @@ def _made(one: _Linear, recipe: Recipe, scale: ActivationScale | None) -> Quanti
         new.bias.set_value(bias.astype(new.bias.dtype))
     new.eval()
     return new
+
+
+def _stored(one: _Linear, recipe: Recipe, moments: Moments | None) -> dict[str, paddle.Tensor]:
+    if moments is None:
+        return quantize(one.weight, one.how)
+    weight, hessian = one.weight, one.hessian(moments)
+    scales = clipped_scales(weight, hessian, one.how) if recipe.clip else None
+    if recipe.gptq:
+        rounded = round_by_hessian(weight, hessian, one.how, DAMPING, one.name, scales)
+        one.damping = rounded.damping
+        return rounded.stored
+    return quantize(weight, one.how) if scales is None else encode(weight, scales, one.how)
 
 
 def _shifted_bias(one: _Linear) -> paddle.Tensor:
@@ -218,10 +214,11 @@ def _errors(walk: LayerWalk, layer: nn.Layer, linears: list[_Linear], made: list
     """Return |y' - y|^2 / |y|^2 of each Linear on the first calibration batch."""
     sums = {one.name: [0.0, 0.0] for one in linears}
 
-    def compare(one: _Linear, new: QuantizedLinear) -> Callable[[paddle.Tensor], None]:
+    def compare(one: _Linear, new: QuantizedLinear) -> Callable[[list[paddle.Tensor]], None]:
         plain = one.layer.forward  # without the hooks that are on it
 
-        def look(x: paddle.Tensor) -> None:
+        def look(rows: list[paddle.Tensor]) -> None:
+            x = paddle.concat(rows)
             right = plain(x).astype("float32")
             sums[one.name][0] += float((new(x).astype("float32") - right).square().sum())
             sums[one.name][1] += float(right.square().sum())

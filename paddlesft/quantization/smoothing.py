@@ -1,5 +1,9 @@
 """Factors that move the range of activations into the weights, input by input: x' = x / s, W' = s W.
 
+Linear layers that share an input (queries, keys and values) get factors of their own: each divides the input itself, so
+nothing forces them to agree, and a weight takes over no more of the range than its own rows allow. Factors that are put
+into a norm in front, as SmoothQuant and PaddleSlim have it, must be the same for all who read it.
+
 Shape legend: i inputs, o outputs, n tokens.
 """
 
@@ -9,12 +13,14 @@ from dataclasses import dataclass
 
 import paddle
 
-from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.formats import WeightFormat, dequantize, quantize
 from paddlesft.quantization.inputs import Range
-from paddlesft.quantization.paddleslim import AWQSearch, PieceWiseSearch, prints_to_log
+from paddlesft.quantization.paddleslim import PieceWiseSearch, prints_to_log, same_random_numbers
 
 ALPHA = 0.5
 SMALLEST = 1e-5
+INT8 = WeightFormat("int8")
+SEARCH_TOKENS = 1024  # on which the piecewise search tries its factors
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ def smooth_factors(seen: Range, weight: paddle.Tensor, alpha: float = ALPHA) -> 
 def searched_factors(seen: Range, weight: paddle.Tensor, options: PieceSearch) -> paddle.Tensor:
     """Search the factors that change the layer's output least when weight and activations have 8 bits.
 
+    PaddleSlim's search finds factors for each number of pieces; the best of them, of SmoothQuant's formula and of no
+    factors at all is taken. Its own choice between numbers of pieces (2.6.0) is not used: it adds the factors of one
+    number to those of the next.
+
     Args:
         seen: range of the inputs, with inputs kept.
         weight: [i, o].
@@ -63,36 +73,37 @@ def searched_factors(seen: Range, weight: paddle.Tensor, options: PieceSearch) -
     Returns:
         float32 [i], all positive.
     """
-    search = PieceWiseSearch(
-        k_piece=options.pieces,
-        search_piece=options.search_pieces,
-        search_alpha_min=options.alpha_min,
-        search_alpha_max=options.alpha_max,
-        search_scale_min=options.scale_min,
-        search_scale_max=options.scale_max,
-    )
-    with prints_to_log(), paddle.no_grad():
-        found = search.search("", seen.samples, seen.largest.unsqueeze(0), weight.astype("float32"))
-    return _usable(found.reshape([-1]), seen.largest)
+    weight = weight.astype("float32")
+    candidates = [paddle.ones_like(seen.largest), smooth_factors(seen, weight)]
+    for pieces in range(1 if options.search_pieces else options.pieces, options.pieces + 1):
+        search = PieceWiseSearch(
+            k_piece=pieces,
+            search_alpha_min=options.alpha_min,
+            search_alpha_max=options.alpha_max,
+            search_scale_min=options.scale_min,
+            search_scale_max=options.scale_max,
+        )
+        with prints_to_log(), same_random_numbers(), paddle.no_grad():
+            found = search.search("", seen.samples, seen.largest.unsqueeze(0), weight)
+        candidates.append(_usable(found.reshape([-1]), seen.largest))
+    return min(candidates, key=lambda factors: rounding_error(seen.samples, weight, factors))
 
 
-def awq_factors(seen: Range, weight: paddle.Tensor, how: WeightFormat) -> paddle.Tensor:
-    """Search the factors that change the layer's output least when only the weight is rounded (arXiv:2306.00978).
+@paddle.no_grad()
+def rounding_error(samples: paddle.Tensor, weight: paddle.Tensor, factors: paddle.Tensor) -> float:
+    """Return |x W - q(x / factors) q(factors W)|^2, with q rounding to 8 bits.
 
     Args:
-        seen: range of the inputs, with inputs kept.
-        weight: [i, o]; a group size of ``how`` divides i.
-        how: the format the weight will have.
-
-    Returns:
-        float32 [i], all positive.
+        samples: x, [1, n, i].
+        weight: W, float32 [i, o].
+        factors: float32 [i].
     """
-    method = "groupwise" if how.group_size else "abs_max_channel_wise"
-    search = AWQSearch(bits_length=how.bits, weight_quant_method=method, group_size=how.group_size or -1)
-    mean = seen.samples.abs().mean(axis=[0, 1]).unsqueeze(0)
-    with prints_to_log(), paddle.no_grad():
-        found = search.search("", seen.samples, mean, weight.astype("float32"))
-    return _usable(found.reshape([-1]), seen.largest)
+    x, wide = samples / factors, weight * factors.unsqueeze(1)
+    step = paddle.clip(x.abs().max(), min=SMALLEST) / 127
+    rounded = dequantize(quantize(wide, INT8), INT8, weight.shape[0])
+    return float(
+        (paddle.matmul(samples, weight) - paddle.matmul(paddle.round(x / step) * step, rounded)).square().sum()
+    )
 
 
 def _usable(factors: paddle.Tensor, largest: paddle.Tensor) -> paddle.Tensor:

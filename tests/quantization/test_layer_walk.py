@@ -64,7 +64,7 @@ def test_parts_of_a_layer_can_be_looked_at(tiny_llama: Path) -> None:
     name, layer = next(iter(walk))
     linears = [part for part in layer.sublayers() if isinstance(part, nn.Linear)]
     shapes: list[list[int]] = []
-    walk.show(layer, {part: lambda x: shapes.append(x.shape) for part in linears}, steps=1)
+    walk.show(layer, {part: lambda rows: shapes.extend(row.shape for row in rows) for part in linears}, steps=1)
     assert name == "llama.layers.0" and len(linears) == 7 and len(shapes) == 14  # for each of two rows
     assert {shape[-1] for shape in shapes} == {part.weight.shape[0] for part in linears}
     assert {shape[0] for shape in shapes} == {7}
@@ -89,7 +89,7 @@ def test_padding_is_not_looked_at(name: str, tiny_family: Callable[[str], Path])
         walk = LayerWalk(model, given)
         for _, layer in walk:
             first = next(part for part in layer.sublayers() if isinstance(part, nn.Linear))
-            walk.show(layer, {first: lambda x, inputs=inputs: inputs.append(x.numpy())}, steps=2)
+            walk.show(layer, {first: lambda found, inputs=inputs: inputs.extend(row.numpy() for row in found)}, steps=2)
         seen.append(inputs)
     assert len(seen[0]) == len(seen[1]) == 4
     for one, two in zip(*seen):

@@ -16,6 +16,7 @@ from paddlesft.quantization.recipe import Recipe
         (Recipe("nf4"), WeightFormat("nf4", 64)),
         (Recipe("fp4", group_size=0), WeightFormat("fp4", 64)),  # tables have no scale for a whole output
         (Recipe("nf4", group_size=32, double_quantization=True), WeightFormat("nf4", 32, True)),
+        (Recipe("llm.int8", group_size=128), WeightFormat("int8")),
         (Recipe("a8w8", group_size=128), WeightFormat("int8")),  # integer products allow one scale for each output
     ],
 )
@@ -32,12 +33,13 @@ def test_first_expression_that_fits_the_whole_name_counts() -> None:
 
 def test_layers_with_a_table_keep_their_activations() -> None:
     recipe = Recipe("a8w8", other_formats=((".*down", "nf4"),))
-    assert not recipe.rounds_activations_of(recipe.format_of("a.down"))
-    assert recipe.rounds_activations_of(recipe.format_of("a.up"))
-    assert not Recipe("weight_only_int8").rounds_activations_of(WeightFormat("int8"))
+    assert recipe.activations_of(recipe.format_of("a.down")) == ""
+    assert recipe.activations_of(recipe.format_of("a.up")) == "static"
+    assert Recipe("llm.int8").activations_of(WeightFormat("int8")) == "dynamic"
+    assert Recipe("weight_only_int8").activations_of(WeightFormat("int8")) == ""
 
 
 def test_batches_are_those_of_the_longest_method_in_use() -> None:
-    assert Recipe("nf4").batches == 1
+    assert Recipe("nf4").batches == Recipe("llm.int8", smooth=True).batches == 1
     assert Recipe("weight_only_int4", gptq=True, awq=True, gptq_steps=3, awq_steps=5, smooth_steps=9).batches == 5
     assert Recipe("a8w8", steps=2, smooth=True, smooth_steps=9).batches == 9

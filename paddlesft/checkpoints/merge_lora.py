@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.adapter import Adapter, read_adapter
+from paddlesft.checkpoints.merge_base import MergeBase, Precision, choose_base
 from paddlesft.checkpoints.verify import Comparison, compare_logits, logits_of, prompt_ids, release
 from paddlesft.directories import new_directory, write_json
-from paddlesft.errors import CheckpointError, ModelDirectoryError
+from paddlesft.errors import CheckpointError
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_config
-from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp
+from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
-from paddlesft.models.resolve import resolve_model
-from paddlesft.models.stored import stored_weights
+from paddlesft.models.quantized.directory import KEY as QUANTIZATION
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import DTYPE, PADDLE_LAYOUT, NewTensor, write_weights
 from paddlesft.tuning.lora import load_lora
@@ -44,7 +44,10 @@ class MergeReport:
         updated: number of layers with a low-rank update.
         replaced: number of weights taken from the adapter as a whole.
         scaling: factor of A @ B.
-        comparison: merged model against adapter model.
+        precision: "dequantized" or "full" where the adapter was trained over quantized weights, else None.
+        formats: of those weights, in words.
+        comparison: merged model against adapter model, on the base that was chosen.
+        from_training: merged model against what training computed with, where that was another base.
         effect: largest logit difference between base and adapter model; 0 means that the adapter does nothing.
         notices: what the user should know.
         seconds: wall-clock time.
@@ -57,7 +60,10 @@ class MergeReport:
     updated: int
     replaced: int
     scaling: float
+    precision: Precision | None
+    formats: str
     comparison: Comparison
+    from_training: Comparison | None
     effect: float
     notices: list[str]
     seconds: float
@@ -70,6 +76,7 @@ def merge_lora(
     dtype: str | None = None,
     overwrite: bool = False,
     force: bool = False,
+    base_precision: Precision | None = None,
 ) -> MergeReport:
     """Merge a LoRA adapter into its base model, as a new directory that is complete and proved, or not at all.
 
@@ -79,41 +86,47 @@ def merge_lora(
         base: directory, hub name or ``embedded:...``; None takes the base that the adapter names.
         lora_path: a LoRA adapter directory.
         output: the directory to create; neither input is changed.
-        dtype: float32, bfloat16 or float16; the base's own when None.
+        dtype: float32, bfloat16 or float16; when None the base's own, float32 for dequantized weights.
         overwrite: replace ``output`` when it has content.
         force: merge although the base's fingerprint is not the one that the adapter was trained on; this is recorded.
+        base_precision: needed where the adapter was trained over quantized weights, see ``merge_base``.
 
     Returns:
         The report with the proof.
 
     Raises:
         ModelDirectoryError: an input is missing or incomplete.
-        CheckpointError: the base is a wrong one, the adapter is of a kind that cannot be merged, or the merged model
-            does not compute what the adapter model does.
+        CheckpointError: the base is a wrong one, ``base_precision`` is missing, the adapter is of a kind that cannot be
+            merged, or the merged model does not compute what the adapter model does.
         UserError: ``output`` has content and ``overwrite`` is false.
     """
     began = time.perf_counter()
     adapter = read_adapter(lora_path)
-    base_path = paddle_directory(find_base(adapter, base))
-    _refuse_inside(Path(output), base_path, adapter.path)
+    notices: list[str] = []
+    chosen = choose_base(adapter, base, base_precision, force, notices)
+    base_path = chosen.directory
+    for source in (base_path, *(chosen.trained_on or ())[:1]):
+        _refuse_inside(Path(output), source, adapter.path)
     config = read_config(base_path)
-    weights = stored_weights(base_path)
+    weights = chosen.weights()
     if config.get("tie_word_embeddings"):
         weights.pop(HEAD, None)  # the embedding a second time
-    notices: list[str] = []
-    check, base_fingerprint = check_base(adapter, base_path, force, notices)
     check_shapes(adapter, weights, base_path)
+    if chosen.precision == "dequantized":
+        dtype = dtype or "float32"  # holds all of codes times scales
     code = DTYPE[dtype] if dtype else None
     merged = merged_tensors(adapter, weights, code)
     used = dtype or stored_dtype(config, weights)
     with new_directory(output, overwrite=overwrite) as scratch:
-        content = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": used}
+        content = {key: value for key, value in config.items() if key not in ("torch_dtype", QUANTIZATION)}
+        content |= {"dtype": used}
         write_json(scratch / "config.json", content)
         if (base_path / "generation_config.json").is_file():
             shutil.copyfile(base_path / "generation_config.json", scratch / "generation_config.json")
         _copy_tokenizers(base_path, adapter.path, scratch)
         write_weights(scratch, merged, PADDLE_LAYOUT)
-        comparison, effect = prove(base_path, adapter.path, scratch, used)
+        del weights, merged
+        comparison, from_training, effect = prove(chosen, adapter.path, scratch, used)
         if not comparison.passed:
             raise CheckpointError(
                 f"The merged model does not compute what the adapter model does: {comparison.sentence()}. "
@@ -126,77 +139,23 @@ def merge_lora(
                 f"Rounding to {used} moves the logits further ({comparison.max_abs_diff:.2e}) than the adapter does "
                 f"({effect:.2e}). Use --dtype float32 to keep what was learned."
             )
-        write_provenance(scratch, **_facts(adapter, base_path, base_fingerprint, check, used, comparison, scratch))
+        write_provenance(scratch, **_facts(adapter, chosen, used, comparison, from_training, scratch))
     return MergeReport(
         output=Path(output),
         base=base_path,
-        base_check=check,
+        base_check=chosen.check,
         dtype=used,
         updated=len(adapter.updated),
         replaced=len(adapter.replaced),
         scaling=adapter.scaling,
+        precision=chosen.precision,
+        formats=chosen.formats,
         comparison=comparison,
+        from_training=from_training,
         effect=effect,
         notices=notices,
         seconds=time.perf_counter() - began,
     )
-
-
-def find_base(adapter: Adapter, base: str | Path | None) -> Path:
-    """Return the base's directory: the one given, else the one that the adapter names.
-
-    Raises:
-        CheckpointError: neither is there.
-        ModelDirectoryError: the one given is not there.
-    """
-    if base is not None:
-        return resolve_model(base)
-    if not adapter.base:
-        raise CheckpointError(
-            f"{adapter.path} does not say which base model it was trained on. Give it with --model_name_or_path."
-        )
-    recorded = adapter.base.get("path")
-    if recorded and Path(recorded).is_dir():
-        return Path(recorded)
-    try:
-        return resolve_model(adapter.base["name"])
-    except ModelDirectoryError as error:
-        raise CheckpointError(
-            f"The base of {adapter.path} cannot be found: {error} Give it with --model_name_or_path."
-        ) from error
-
-
-def check_base(adapter: Adapter, base: Path, force: bool, notices: list[str]) -> tuple[str, str]:
-    """Compare the base's fingerprint with the one that the adapter was trained on.
-
-    Args:
-        adapter: the adapter.
-        base: the base's directory.
-        force: go on when they differ.
-        notices: receives what the user should know.
-
-    Returns:
-        ("matches" | "unknown" | "forced", the base's fingerprint).
-
-    Raises:
-        CheckpointError: they differ and ``force`` is false.
-    """
-    found, wanted = fingerprint(base), adapter.base.get("fingerprint")
-    if wanted is None:
-        notices.append(
-            f"{adapter.path} has no fingerprint of its base (another tool made it): only names and shapes were checked."
-        )
-        return "unknown", found
-    if found == wanted:
-        return "matches", found
-    if not force:
-        raise CheckpointError(
-            f"Wrong base: the adapter {adapter.path} was trained on {adapter.base.get('name', 'another model')} with "
-            f"fingerprint {wanted[:19]}..., but {base} has {found[:19]}.... "
-            "Give the right base with --model_name_or_path, or --force to merge all the same (this is recorded)."
-        )
-    notices.append(f"Forced: the adapter was trained on {wanted[:19]}..., the base is {found[:19]}....")
-    return "forced", found
 
 
 def check_shapes(adapter: Adapter, weights: dict[str, NewTensor], base: Path) -> None:
@@ -251,20 +210,21 @@ def stored_dtype(config: dict[str, Any], weights: dict[str, NewTensor]) -> str:
     return names.get(max(sizes, key=lambda code: sizes[code]), str(config.get("dtype", "float32")))
 
 
-def prove(base: Path, lora_path: Path, merged: Path, dtype: str) -> tuple[Comparison, float]:
+def prove(base: MergeBase, lora_path: Path, merged: Path, dtype: str) -> tuple[Comparison, Comparison | None, float]:
     """Compute logits of base, adapter model and merged model, the last read back from disk, all in float32.
 
     Args:
-        base: the base's directory.
-        lora_path: the adapter's.
+        base: the base of the merge.
+        lora_path: the adapter's directory.
         merged: the merged model's.
         dtype: the type that the merged weights are stored in.
 
     Returns:
-        Merged against adapter model, and the largest logit difference between base and adapter model.
+        Merged against adapter model on this base; against the adapter model on the base of its training, where that is
+        another one; and the largest logit difference between base and adapter model.
     """
     has_tokenizer = any((merged / name).is_file() for name in TOKENIZER_FILES)
-    model = load_model(base, dtype="float32")
+    model = load_model(base.directory, dtype="float32", quantize=base.how)
     prompts = prompt_ids(load_tokenizer(merged) if has_tokenizer else None, model.config.vocab_size)
     plain = logits_of(model, prompts)
     with quiet_paddlenlp():
@@ -275,7 +235,16 @@ def prove(base: Path, lora_path: Path, merged: Path, dtype: str) -> tuple[Compar
     release()
     reloaded = logits_of(load_model(merged, dtype="float32"), prompts)
     release()
-    return compare_logits(with_adapter, reloaded, dtype), effect
+    from_training = None
+    if base.trained_on is not None:
+        directory, how = base.trained_on
+        model = load_model(directory, dtype="float32", quantize=how)
+        with quiet_paddlenlp():
+            model = load_lora(model, lora_path)
+        from_training = compare_logits(logits_of(model, prompts), reloaded, dtype)
+        del model
+        release()
+    return compare_logits(with_adapter, reloaded, dtype), from_training, effect
 
 
 def _copy_tokenizers(base: Path, adapter: Path, directory: Path) -> None:
@@ -295,9 +264,14 @@ def _refuse_inside(output: Path, base: Path, adapter: Path) -> None:
 
 
 def _facts(
-    adapter: Adapter, base: Path, base_fingerprint: str, check: str, dtype: str, comparison: Comparison, scratch: Path
+    adapter: Adapter,
+    base: MergeBase,
+    dtype: str,
+    comparison: Comparison,
+    from_training: Comparison | None,
+    scratch: Path,
 ) -> dict[str, Any]:
-    told = read_provenance(base)
+    told = read_provenance(base.directory)
     if any((adapter.path / f"chat_template{ending}").is_file() for ending in (".json", ".jinja")):
         told.pop("chat_template", None)  # the adapter's own file has been copied instead
     told |= adapter.provenance
@@ -308,10 +282,11 @@ def _facts(
         "kind": "model",
         "source": {"name": str(adapter.path.resolve()), "format": "merged_lora"},
         "base": {
-            "name": adapter.base.get("name", str(base)),
-            "path": str(base.resolve()),
-            "fingerprint": base_fingerprint,
-            "check": check,
+            "name": str(base.directory) if base.trained_on else adapter.base.get("name", str(base.directory)),
+            "path": str(base.directory.resolve()),
+            "fingerprint": base.fingerprint,
+            "check": base.check,
+            **({"precision": base.precision, "trained_in": base.formats} if base.precision else {}),
         },
         "adapter_fingerprint": fingerprint(adapter.path),
         "dtype": dtype,
@@ -321,6 +296,7 @@ def _facts(
             "rank": adapter.config["r"],
             "max_abs_logit_diff": comparison.max_abs_diff,
             "bound": comparison.bound,
+            **({"max_abs_diff_from_training": from_training.max_abs_diff} if from_training else {}),
         },
         **kept,
     }

@@ -64,13 +64,15 @@ def _chat(config: ChatConfig) -> int:
         config.dtype,
         config.chat_template,
         config.system_prompt,
+        config.base_precision,
     )
     session = ChatSession(loaded, options, loaded.renderer.system_prompt, config.src_length, config.history)
     screen = _Screen(config.stream)
     adapter = f" with {loaded.adapter_kind} adapter {loaded.adapter.name}" if loaded.adapter else ""
     named = config.model_name_or_path
     base = loaded.directory if named in (None, str(loaded.adapter)) else named
-    screen.note(f"Talking to {base}{adapter}. /help shows the commands, Ctrl-C stops a reply.")
+    stored = f" ({loaded.base.said})" if loaded.base.said else ""
+    screen.note(f"Talking to {base}{stored}{adapter}. /help shows the commands, Ctrl-C stops a reply.")
     while True:
         line = screen.read()
         if line is None or line in ("/exit", "/quit"):

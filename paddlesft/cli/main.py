@@ -29,6 +29,7 @@ VERBS = {
     "merge-shards": ("paddlesft.cli.merge_shards", "merge the files of a parallel run into one model or adapter"),
     "split-shards": ("paddlesft.cli.split_shards", "split a model or adapter into one file per card"),
     "quantize": ("paddlesft.cli.quantize", "store a model in 8 or 4 bits, and measure what that costs"),
+    "dequantize": ("paddlesft.cli.dequantize", "write the float weights that a quantized directory stands for"),
     "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),

@@ -54,6 +54,25 @@ def check_output(config: PredictConfig) -> None:
         raise ConfigError(f"output_file: {output} is a directory. Give the name of a file.")
 
 
+def about_quant_type(quant_type: str, directory: Path, formats: str) -> str:
+    """Say what the key of PaddleNLP's predictor changes.
+
+    Args:
+        quant_type: its value.
+        directory: of the model.
+        formats: of its weights, in words; empty for floats.
+
+    Raises:
+        ConfigError: the weights are floats.
+    """
+    if not formats:
+        raise ConfigError(
+            f"quant_type: found {quant_type}, but {directory} holds float weights, and predict quantizes nothing. "
+            "Quantize it once (paddlesft quantize CONFIG) and give the new directory; quant_type is not needed then."
+        )
+    return f"quant_type {quant_type} changes nothing: {directory} holds weights in {formats}."
+
+
 def _predict(config: PredictConfig) -> int:
     from rich.console import Console
 
@@ -82,9 +101,15 @@ def _predict(config: PredictConfig) -> int:
         config.dtype,
         config.chat_template,
         config.system_prompt,
+        config.base_precision,
     )
+    if config.quant_type is not None:
+        console.print(
+            f"Note: {about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)}", markup=False
+        )
     adapter = f" with {loaded.adapter_kind} adapter {loaded.adapter}" if loaded.adapter else ""
-    console.print(f"Model: {loaded.directory}{adapter}, {loaded.model.config.dtype} on {device}", markup=False)
+    stored = f" ({loaded.base.said})" if loaded.base.said else ""
+    console.print(f"Model: {loaded.directory}{stored}{adapter}, {loaded.model.config.dtype} on {device}", markup=False)
     console.print(f"Rows: {len(rows)} from {config.data_file or 'the sample questions'}", markup=False)
     how = "greedy"
     if options.do_sample:

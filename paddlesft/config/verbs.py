@@ -1,5 +1,5 @@
 """Keys of the verbs that work on finished directories: predict, chat, merge-lora, merge-shards, split-shards,
-import-gguf, export-hf.
+import-gguf, export-hf, dequantize.
 
 ``PredictConfig`` keeps the names, defaults and meanings of PaddleNLP's predictor, so its commands can be pasted.
 """
@@ -34,6 +34,11 @@ class _ReplyConfig:
     )
     lora_path: str | None = field(None, "LoRA adapter directory to use on top of the model.")
     prefix_path: str | None = field(None, "Prefix-Tuning directory to use on top of the model.")
+    base_precision: Literal["quantized", "full"] | None = field(
+        None,
+        "Base of an adapter that was trained over quantized weights: those (quantized, as when unset), or the ones "
+        "before they were rounded (full), with which it computes something else.",
+    )
     dtype: DType | None = field(None, "Type of the weights in memory. Unset: as the model directory says.")
     device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
     chat_template: str | None = field(None, "Template instead of the model's own: a built-in name or a path.")
@@ -76,7 +81,9 @@ class PredictConfig(_ReplyConfig):
     )
     inference_model: bool = field(False, "Use fused inference kernels (GPU).", unbuilt="inference by fused kernels")
     benchmark: bool = field(False, "Repeat the first batch, print tokens per second and requests per second.")
-    quant_type: str | None = field(None, "Quantized inference.", unbuilt="quantized inference")
+    quant_type: str | None = field(
+        None, "Says nothing new of a directory that paddlesft quantize made; of another one it is refused."
+    )
     model_prefix: str = field(
         "model",
         "File name of an exported graph.",
@@ -112,7 +119,14 @@ class MergeLoraConfig:
         aliases=("merge_lora_model_path", "output_path"),
     )
     dtype: DType | None = field(
-        None, "Type of the merged weights. Unset: the base's. The sum is always made in float32."
+        None,
+        "Type of the merged weights. Unset: the base's; float32 for dequantized weights. The sum is always made in "
+        "float32.",
+    )
+    base_precision: Literal["dequantized", "full"] | None = field(
+        None,
+        "Needed for an adapter that was trained over quantized weights: merge into what those stand for (dequantized; "
+        "the result computes what training saw), or into the weights before they were rounded (full; it does not).",
     )
     device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
     overwrite: bool = field(False, "Replace merge_model_path when it has content.")
@@ -180,6 +194,15 @@ class ExportHfConfig:
     overwrite: bool = field(False, "Replace the directory when it has content.", aliases=("force",))
 
 
+@dataclass
+class DequantizeConfig:
+    """Dequantize"""
+
+    overwrite: bool = field(False, "Replace the directory when it has content.", aliases=("force",))
+    dtype: DType = field("float32", "Type of the weights that are written; float32 holds them without rounding.")
+    device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
+
+
 VERB_GROUPS: dict[str, type] = {
     "predict": PredictConfig,
     "chat": ChatConfig,
@@ -188,4 +211,5 @@ VERB_GROUPS: dict[str, type] = {
     "split-shards": SplitShardsConfig,
     "import-gguf": ImportGgufConfig,
     "export-hf": ExportHfConfig,
+    "dequantize": DequantizeConfig,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,16 @@ from paddlesft.data.rendering import Renderer
 from paddlesft.data.templates import load_template
 from paddlesft.data.vocabulary import check_vocabulary
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.inference.adapter_base import ADAPTER_CONFIGS, BaseWeights, Precision, base_of, settle_base
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
 from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance
+from paddlesft.models.quantized.origin import in_words
 from paddlesft.models.resolve import resolve_model
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.tuning.lora import load_lora
 from paddlesft.tuning.prefix import load_prefix
-
-logger = logging.getLogger("paddlesft")
-
-ADAPTER_CONFIGS = {"lora": "lora_config.json", "prefix": "prefix_config.json"}
 
 
 @dataclass
@@ -36,6 +33,7 @@ class Loaded:
         stop_token_ids: ids that end a reply.
         pad_token_id: fills shorter prompts.
         directory: the base model's directory.
+        base: which of its weights are used.
         adapter: the adapter's directory, or None.
         adapter_kind: "lora", "prefix" or None.
     """
@@ -46,6 +44,7 @@ class Loaded:
     stop_token_ids: list[int]
     pad_token_id: int
     directory: Path
+    base: BaseWeights
     adapter: Path | None = None
     adapter_kind: str | None = None
 
@@ -55,10 +54,12 @@ class Loaded:
         return family_of(self.model.config).context_length(self.model.config)
 
     def identity(self) -> dict[str, str]:
-        """Return the fingerprints of what computes the replies: ``{"model": ..., "adapter": ...}``."""
+        """Return what decides about the replies: ``{"model": fingerprint, "adapter": fingerprint, ...}``."""
         facts = {"model": fingerprint(self.directory)}
         if self.adapter is not None:
             facts["adapter"] = fingerprint(self.adapter)
+        if self.base.how is not None:
+            facts["rounded_to"] = in_words(self.base.how)
         return facts
 
 
@@ -69,6 +70,7 @@ def load_for_inference(
     dtype: str | None = None,
     chat_template: str | None = None,
     system_prompt: str | None = None,
+    base_precision: Precision | None = None,
 ) -> Loaded:
     """Load a model, its adapter, tokenizer and template.
 
@@ -82,10 +84,12 @@ def load_for_inference(
             with, else the tokenizer's own.
         system_prompt: system text of conversations that have none; None: the one the adapter or model was trained
             with, if any.
+        base_precision: see ``adapter_base.settle_base``.
 
     Raises:
         ModelDirectoryError: nothing to load was named, the base of the adapter is not there, it is another model
-            than the adapter was trained on, or the tokenizer has ids that it does not know.
+            than the adapter was trained on, it has no weights in ``base_precision``, or the tokenizer has ids that it
+            does not know.
     """
     if model is not None and lora_path is None and prefix_path is None:
         kind = adapter_kind(Path(model))
@@ -106,9 +110,9 @@ def load_for_inference(
             "--prefix_path DIR."
         )
     directory = base_of(adapter) if model is None else resolve_model(model)
-    if adapter is not None:
-        check_base(adapter, directory)
-    loaded = load_model(directory, dtype=dtype)
+    base = settle_base(adapter, directory, base_precision)
+    directory = base.directory
+    loaded = load_model(directory, dtype=dtype, quantize=base.how)
     with quiet_paddlenlp():
         if kind == "lora":
             loaded = load_lora(loaded, adapter)
@@ -134,6 +138,7 @@ def load_for_inference(
         directory=directory,
         adapter=adapter,
         adapter_kind=kind,
+        base=base,
     )
 
 
@@ -169,50 +174,6 @@ def check_adapter(adapter: Path, kind: str) -> None:
         found = ", ".join(sorted(path.name for path in adapter.iterdir())[:6]) or "nothing"
         advice = f"found there: {found}"
     raise ModelDirectoryError(f"{kind}_path: {adapter} has no {ADAPTER_CONFIGS[kind]}; {advice}.")
-
-
-def base_of(adapter: Path) -> Path:
-    """Return the directory of the model that an adapter was trained on, as the adapter itself names it.
-
-    Raises:
-        ModelDirectoryError: it names none, or the named one is not there.
-    """
-    base = read_provenance(adapter).get("base") or {}
-    names = [str(base[key]) for key in ("path", "name") if base.get(key)]
-    for config in ADAPTER_CONFIGS.values():
-        if (adapter / config).is_file() and not names:
-            named = read_object(adapter / config).get("base_model_name_or_path")
-            names = [named] if named else []
-    if not names:
-        raise ModelDirectoryError(
-            f"{adapter} does not say which model it was trained on. Name it with --model_name_or_path."
-        )
-    for name in names:
-        try:
-            return resolve_model(name)
-        except ModelDirectoryError as error:
-            reason = error
-    raise ModelDirectoryError(
-        f"{adapter} was trained on {' / '.join(dict.fromkeys(names))}, which cannot be found ({reason}). "
-        "Name the model's directory with --model_name_or_path."
-    )
-
-
-def check_base(adapter: Path, directory: Path) -> None:
-    """Refuse a base that is not the model the adapter was trained on; an adapter without that fact gets a warning."""
-    base = read_provenance(adapter).get("base") or {}
-    wanted = base.get("fingerprint")
-    if not wanted:
-        logger.warning("%s does not say which weights it was trained on; %s is taken unchecked.", adapter, directory)
-        return
-    found = fingerprint(directory)
-    if found != wanted:
-        raise ModelDirectoryError(
-            f"{directory} is not the model that {adapter} was trained on.\n"
-            f"  trained on: {base.get('name') or base.get('path') or 'a model'} with weights {wanted}\n"
-            f"  given:      weights {found}\n"
-            "Give the model named first, or leave --model_name_or_path out to use it."
-        )
 
 
 def recorded(fact: str, adapter: Path | None, directory: Path) -> Any:

@@ -51,11 +51,6 @@ def test_do_sample_is_read_as_the_strategy(cls: type, token: str, strategy: str)
             "Remove the key or set it to false.",
         ),
         (
-            "quant_type=weight_only_int8",
-            'quant_type: found "weight_only_int8" (text); quantized inference is not built yet in this version. '
-            "Remove the key or set it to null.",
-        ),
-        (
             "decode_strategy=beam_search",
             'decode_strategy: found "beam_search" (text); allowed: one of sampling, greedy_search.',
         ),

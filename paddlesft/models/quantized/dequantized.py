@@ -67,8 +67,8 @@ def _refuse(directory: str | Path, names: list[str], what: str) -> None:
         base = float_base(directory)
         named = base.get("path") or base.get("name")
         raise ModelDirectoryError(
-            f"{directory}: {len(names)} layers {what} ({names[0]}), which no float weights can stand for. Use the float "
-            f"model that it was made from{f': {named}' if named else ''}."
+            f"{directory}: {len(names)} layers {what} ({names[0]}), which no float weights can stand for. Use the "
+            f"float model that it was made from{f': {named}' if named else ''}."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +11,12 @@ from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import read_config
-from paddlesft.models.provenance import read_provenance
+from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.quantized.directory import LayerRecord, read_records
 from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.resolve import resolve_model
+
+logger = logging.getLogger("paddlesft")
 
 
 def records_in(directory: str | Path) -> dict[str, LayerRecord]:
@@ -31,7 +36,8 @@ def in_words(how: WeightFormat) -> str:
 
 def formats_of(records: Mapping[str, LayerRecord]) -> str:
     """Say the formats of layers in words, each once, the most frequent first."""
-    names = [f"{in_words(one.how)}{' with activations of 8 bits' if one.activations else ''}" for one in records.values()]
+    rounded = " with activations of 8 bits"
+    names = [f"{in_words(one.how)}{rounded if one.activations else ''}" for one in records.values()]
     return ", ".join(sorted(set(names), key=names.count, reverse=True))
 
 
@@ -42,6 +48,58 @@ def float_base(directory: str | Path) -> dict[str, Any]:
         What the directory knows about it; empty where it knows nothing.
     """
     return read_provenance(directory).get("base") or {}
+
+
+def float_model_of(quantized: Path, given: Path | None = None) -> Path:
+    """Return the directory of the float model that a quantized directory was made from.
+
+    Args:
+        quantized: the quantized directory.
+        given: the float model, where the user names it; None: the one that the quantized directory names.
+
+    Raises:
+        ModelDirectoryError: it is not there, or it is another model.
+    """
+    base = float_base(quantized)
+    floats = given
+    for name in filter(None, (base.get("path"), base.get("name"))):
+        if floats is None:
+            with contextlib.suppress(ModelDirectoryError):
+                floats = resolve_model(name)
+    if floats is None:
+        named = base.get("path") or base.get("name")
+        what = f"{named}, from which {quantized} was made, is not there" if named else f"{quantized} does not name it"
+        raise ModelDirectoryError(
+            f"base_precision: full needs the float model, but {what}. Give it with --model_name_or_path DIR."
+        )
+    refuse_quantized(floats, "as the base in full precision")
+    wanted, found = base.get("fingerprint"), fingerprint(floats)
+    if not wanted:
+        logger.warning("%s does not say which weights it was made from; %s is taken unchecked.", quantized, floats)
+    elif found != wanted:
+        raise ModelDirectoryError(
+            f"{floats} is not the model that {quantized} was made from.\n"
+            f"  made from: weights {wanted}\n"
+            f"  given:     weights {found}\n"
+            "Give the float model that was quantized."
+        )
+    return floats
+
+
+def quantized_directory_of(base: Mapping[str, Any], given: Path) -> Path | None:
+    """Return the quantized directory that an adapter was trained on, where the user gives floats instead.
+
+    Args:
+        base: the ``base`` entry of the adapter's ``paddlesft.json``.
+        given: the model that the user gives.
+
+    Returns:
+        The directory; None where the adapter names none, or it is not there any more.
+    """
+    recorded = Path(base["path"]) if base.get("path") else None
+    if recorded is None or not (recorded / "config.json").is_file() or recorded.resolve() == given.resolve():
+        return None
+    return recorded if records_in(recorded) and fingerprint(recorded) == base.get("fingerprint") else None
 
 
 def refuse_quantized(directory: str | Path, use: str) -> None:

@@ -18,6 +18,7 @@ from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.pipeline import load_stage
 from paddlesft.models.provenance import base_facts
+from paddlesft.models.quantized.on_load import BASE_ENTRY, entry_of_base
 from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
 from paddlesft.training.arguments import training_arguments
@@ -33,7 +34,7 @@ from paddlesft.training.run_inputs import RunInputs, read_inputs
 from paddlesft.training.run_layout import run_layout
 from paddlesft.training.trainer import SFTTrainer
 from paddlesft.training.weights_io import save_weights
-from paddlesft.tuning.prepare import parameter_counts, prepare_for_tuning, tuning_method
+from paddlesft.tuning.prepare import base_format, parameter_counts, prepare_for_tuning, tuning_method
 
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
@@ -157,8 +158,11 @@ def _build(
     pure = half if training.fp16_opt_level == "O2" else None
     degree = max(arguments.tensor_parallel_degree, 1)
     load = load_model
+    how = base_format(run_config)
     if layout.pipeline > 1:
         load = partial(load_stage, virtual=layout.virtual)
+    elif how is not None:
+        load = partial(load_model, quantize=how)
     model = load(
         inputs.base,
         dtype=run_config.model.dtype or pure or "float32",
@@ -173,6 +177,8 @@ def _build(
     model = prepare_for_tuning(model, run_config)
     train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")
     facts = _provenance(run_config, inputs, method, base)
+    if how is not None:
+        facts[BASE_ENTRY] = entry_of_base(how)
     generation = None
     if run_config.data.eval_with_do_generation:
         write = run_config.data.save_generation_output and is_first_rank()

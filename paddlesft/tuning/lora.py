@@ -16,6 +16,7 @@ from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.load import quiet_paddlenlp
+from paddlesft.models.quantized.directory import quantized_layers
 from paddlesft.models.stored import load_pdparams
 from paddlesft.parallel.division import Division
 from paddlesft.quirks import quick_lora_reduction
@@ -27,6 +28,7 @@ from paddlesft.tuning.lora_targets import (
     refuse_idle_stages,
     target_patterns,
 )
+from paddlesft.tuning.quantized_lora import MixedLoRAModel
 
 if TYPE_CHECKING:
     from paddlesft.config.model import ModelConfig
@@ -63,6 +65,9 @@ def add_lora(model: nn.Layer, family: Family, model_config: ModelConfig, seed: i
     quick = bool(model_config.use_quick_lora)
     if quick and (model_config.lora_dropout > 0 or bias != "none"):
         log.info("use_quick_lora has no effect together with lora_dropout > 0 or lora_bias; the plain form is used")
+        quick = False
+    if quick and quantized_layers(model):
+        log.info("use_quick_lora has no effect over a quantized base; the plain form is used")
         quick = False
     if quick:
         quick_lora_reduction.apply()
@@ -101,7 +106,7 @@ def wrap(model: nn.Layer, config: LoRAConfig) -> LoRAModel:
         fitting = [own for name, own in layers.items() if any(re.fullmatch(pattern, name) for pattern in patterns)]
         config.target_modules = [re.escape(own) for own in fitting]
     with quiet_paddlenlp():
-        lora = LoRAModel(model, config)
+        lora = MixedLoRAModel(model, config)
     lora.lora_config.target_modules = patterns
     return lora
 
@@ -138,10 +143,16 @@ def load_lora(model: nn.Layer, path: str | Path, merge: bool = False) -> nn.Laye
         A ``LoRAModel``, ready to train on or to compute with; the plain model when ``merge``.
 
     Raises:
-        ModelDirectoryError: files are missing, or names or shapes do not fit the base model.
+        ModelDirectoryError: files are missing, or names or shapes do not fit the base model; or ``merge`` is asked for
+            and layers of the base are quantized.
         ConfigError: the adapter has nothing in a pipeline's stage.
     """
     path = Path(path)
+    if merge and quantized_layers(model):
+        raise ModelDirectoryError(
+            f"The adapter in {path} cannot be added to quantized weights: rounding them again would change what was "
+            "trained. paddlesft merge-lora merges into float weights."
+        )
     weights = adapter_weights(path)
     if not (path / CONFIG_FILE).is_file():
         raise ModelDirectoryError(f"{path} holds LoRA weights but no {CONFIG_FILE}. Copy the whole directory.")

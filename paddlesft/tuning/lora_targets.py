@@ -14,6 +14,7 @@ from paddlenlp.transformers import linear_utils
 
 from paddlesft.errors import ConfigError
 from paddlesft.models.families import Family
+from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.parallel.division import Division
 
 PLAIN_NAME = re.compile(r"[\w.]+")
@@ -23,6 +24,7 @@ LINEARS = (
     RowParallelLinear,
     linear_utils.ColumnSequenceParallelLinear,
     linear_utils.RowSequenceParallelLinear,
+    QuantizedLinear,
 )
 
 

@@ -14,9 +14,14 @@ from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 
 from paddlesft.errors import ConfigError
 from paddlesft.models.families import family_of
+from paddlesft.models.provenance import read_provenance
+from paddlesft.models.quantized.directory import quantized_layers
+from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.on_load import format_of_base, format_of_keys
 from paddlesft.tuning.full import train_all_weights
 from paddlesft.tuning.lora import add_lora, load_lora, save_lora
 from paddlesft.tuning.prefix import add_prefix, load_prefix, save_prefix
+from paddlesft.tuning.quantized_lora import refuse_full_tuning, refuse_rounded_activations
 
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
@@ -34,6 +39,21 @@ def tuning_method(run_config: RunConfig) -> str:
     if lora and prefix:
         raise ConfigError("lora and prefix_tuning are both true; a run trains one of them. Set one to false.")
     return "lora" if lora else "prefix" if prefix else "full"
+
+
+def base_format(run_config: RunConfig) -> WeightFormat | None:
+    """Return the format that the base's Linear layers get while it is loaded (QLoRA); None: they stay as stored.
+
+    Raises:
+        ConfigError: ``weight_quantize_algo`` or a key that belongs to it has an impossible value.
+    """
+    config = run_config.model
+    return format_of_keys(
+        config.weight_quantize_algo,
+        config.weight_blocksize,
+        config.weight_double_quant,
+        config.weight_double_quant_block_size,
+    )
 
 
 def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
@@ -57,8 +77,15 @@ def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     method = tuning_method(run_config)
     config, family = run_config.model, family_of(model.config)
     paddle.seed(run_config.training.seed)
+    if run_config.training.do_train:
+        refuse_rounded_activations(model)
     if method == "full":
+        if run_config.training.do_train:
+            refuse_full_tuning(model)
         return train_all_weights(model)
+    path = config.lora_path if method == "lora" else config.prefix_path
+    if path:
+        _compare_bases(run_config, path)
     if method == "lora":
         if not config.lora_path:
             return add_lora(model, family, config, run_config.training.seed)
@@ -71,6 +98,17 @@ def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     tuned = load_prefix(model, config.prefix_path)
     _use_saved_shape(run_config, "num_prefix_tokens", tuned.prefix_config.num_prefix_tokens, config.prefix_path)
     return tuned
+
+
+def _compare_bases(run_config: RunConfig, path: str) -> None:
+    """Say it when the adapter to start from was trained over other base weights."""
+    before, now = format_of_base(read_provenance(path)), base_format(run_config)
+    if before != now:
+        shown = [how.name if how else "not quantized while loading" for how in (before, now)]
+        log.warning(
+            "%s was trained over a base of %s, now weight_quantize_algo gives %s; it has to get used to other weights",
+            path, *shown,
+        )  # fmt: skip
 
 
 def _use_saved_shape(run_config: RunConfig, key: str, saved: int, path: str) -> None:
@@ -101,11 +139,13 @@ def parameter_counts(model: nn.Layer) -> tuple[int, int]:
     """Return how many parameters of a model are trained, and how many there are.
 
     Where the model is divided among ranks, those of the whole model: a part counts as many times as there are parts, a
-    weight that each rank holds once, a matrix that two pipeline stages share in the first one. All ranks call it.
+    weight that each rank holds once, a matrix that two pipeline stages share in the first one; the codes of quantized
+    weights too. All ranks call it.
     """
     layout = topology._HYBRID_PARALLEL_GROUP
     parts = layout.get_model_parallel_world_size() if layout is not None else 1
     counts = np.zeros(2, dtype=np.int64)
+    counts[1] = sum(layer.in_features * layer.out_features for layer in quantized_layers(model).values())
     for parameter in model.parameters():
         if getattr(parameter, "is_firstly_shared", True):
             size = int(np.prod(parameter.shape)) * (parts if parameter.is_distributed else 1)

@@ -29,14 +29,7 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         UserError: ``path`` exists, is not an empty directory, and ``overwrite`` is false; or it cannot be created.
     """
     target = Path(path)
-    taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
-    replaceable = overwrite and target.is_dir() and not target.is_symlink()
-    if taken and not replaceable:
-        kind = "a directory that is not empty" if target.is_dir() else "a file"
-        raise UserError(
-            f"Cannot write to {target}: it is {kind}. Nothing was changed. "
-            "Choose a directory that does not exist yet, or remove this one first."
-        )
+    refuse_taken(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
@@ -56,6 +49,22 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def refuse_taken(target: Path, overwrite: bool = False) -> None:
+    """Refuse a place for a new directory that has content; ``new_directory`` asks, and whoever starts long before.
+
+    Raises:
+        UserError: ``target`` exists, is not an empty directory, and ``overwrite`` is false or cannot help.
+    """
+    taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
+    replaceable = overwrite and target.is_dir() and not target.is_symlink()
+    if taken and not replaceable:
+        kind = "a directory that is not empty" if target.is_dir() else "a file"
+        raise UserError(
+            f"Cannot write to {target}: it is {kind}. Nothing was changed. "
+            "Choose a directory that does not exist yet, or remove this one first."
+        )
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ Fine-tune a model: LoRA (lora=true), Prefix-Tuning (prefix_tuning=true) or all w
   python -m paddle.distributed.launch llm/finetune.py configs/smollm2/lora.yaml
 
 A run that was interrupted goes on from its newest complete checkpoint when it is started again.
+With do_ptq, do_gptq or do_awq the model is quantized: the one just trained (do_train), or the one that is named; see
+paddlesft quantize --help.
 
 Several cards: the run starts one process on each visible GPU by itself.
   --nproc N         processes on this machine instead of one for each GPU (on a CPU: instead of 1)
@@ -56,9 +58,13 @@ def run(argv: Sequence[str]) -> int:
     if not argv:
         print(USAGE.removesuffix("Keys:\n") + "paddlesft train --help lists every key.", file=sys.stderr)
         return 2
-    from paddlesft.cli.train_launch import launch_ranks, take_launch_options
+    from paddlesft.cli.train_launch import launch_ranks, only_quantizes, take_launch_options
 
     options, keys = take_launch_options(argv)
+    if only_quantizes(options, keys):
+        from paddlesft.cli import quantize
+
+        return quantize.run(keys)
     if is_rank():
         from paddlesft.cli.train_rank import run_rank
 
@@ -93,5 +99,14 @@ def train_here(keys: Sequence[str], display: TrainDisplay) -> int:
             display.message(notice)
         from paddlesft.training.run import train
 
+        if not run_config.quantization.asked:
+            train(run_config, display)
+            return 0
+        from paddlesft.cli.quantize import quantize_and_show
+        from paddlesft.quantization.run import after_training, check_output
+
+        then = after_training(run_config)
+        check_output(then)
+        display.message(f"after training the model is quantized into {then.training.output_dir}")
         train(run_config, display)
-    return 0
+    return quantize_and_show(then)

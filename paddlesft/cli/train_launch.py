@@ -130,6 +130,20 @@ def launch_ranks(options: LaunchOptions, keys: Sequence[str]) -> bool:
     raise (UserError if launched.code == UserError.exit_code else RanksFailed)(launched.report())
 
 
+def only_quantizes(options: LaunchOptions, keys: Sequence[str]) -> bool:
+    """Return whether a config asks for a quantization and no training: there is nothing to launch for it.
+
+    Raises:
+        ConfigError: the config is wrong; several processes are, too.
+    """
+    from paddlesft.config import load_run_config
+
+    started = int(os.environ.get(WORLD) or 1)
+    with _as_if_launched(max(options.nproc or 1, started)):
+        run_config = load_run_config(None, list(keys))
+    return bool(run_config.quantization.asked) and not run_config.training.do_train
+
+
 def _ranks_here(options: LaunchOptions, keys: Sequence[str]) -> tuple[int, bool]:
     """Return how many ranks this machine gets, and whether they compute on its processor."""
     from paddlesft.config import load_run_config
@@ -175,11 +189,15 @@ def _require_output_dir(run_config: RunConfig) -> None:
 @contextlib.contextmanager
 def _as_if_launched(world: int) -> Iterator[None]:
     """Let what depends on the number of processes see the one to come."""
+    before = os.environ.get(WORLD)
     os.environ[WORLD] = str(world)
     try:
         yield
     finally:
-        del os.environ[WORLD]
+        if before is None:
+            del os.environ[WORLD]
+        else:
+            os.environ[WORLD] = before
 
 
 def _announcement(ranks: int, nodes: Nodes | None, log_dir: Path) -> str:

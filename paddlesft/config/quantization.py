@@ -41,7 +41,7 @@ class QuantizationConfig:
     gptq_step: int = field(8, "Calibration batches of GPTQ.", minimum=1)
     do_awq: bool = field(False, "Quantize the weights with scales searched by AWQ.")
     awq_step: int = field(8, "Calibration batches of AWQ.", minimum=1)
-    auto_clip: bool = field(False, "Clip weights as AWQ does.", unbuilt="the search for clipped weights")
+    auto_clip: bool = field(False, "Search where to clip weights before rounding them, as AWQ does.")
     autoclip_step: int = field(8, "Calibration batches of clipping.", minimum=1)
     do_qat: bool = field(False, "Train with simulated quantization.", unbuilt=_QAT)
     shift: bool = field(False, "Take the middle of activations off before quantizing them (a8w8).")
@@ -96,4 +96,4 @@ class QuantizationConfig:
     @property
     def calibrates(self) -> bool:
         """Whether the methods look at the inputs of layers."""
-        return self.do_gptq or self.do_awq or self.quant_type == "a8w8"
+        return self.do_gptq or self.do_awq or self.auto_clip or self.quant_type == "a8w8"

@@ -24,7 +24,7 @@ DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_paral
 # Keys that only count together with another one: when it is off, whoever sets them is told.
 NEEDS: dict[str, tuple[str, ...]] = {
     "do_gptq": ("gptq_step",),
-    "do_awq": ("awq_step", "auto_clip"),
+    "do_awq": ("awq_step",),
     "auto_clip": ("autoclip_step",),
     "shift": ("shift_all_linears", "shift_sampler", "shift_step"),
     "smooth": ("smooth_all_linears", "smooth_sampler", "smooth_step", "smooth_piecewise_search"),
@@ -34,7 +34,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     "do_quant_debug": ("test_sample",),
 }  # fmt: skip
-OF_ANY = ("quant_type", "weight_quant_method", "group_size", "skip_list_names", "mixed_precision", "max_ppl_increase")
+OF_ANY = (
+    "quant_type", "weight_quant_method", "group_size", "skip_list_names", "mixed_precision", "max_ppl_increase",
+    "auto_clip",
+)  # fmt: skip
 OF_ACTIVATIONS = ("ptq_step", "shift", "smooth", "act_quant_method")
 
 
@@ -189,9 +192,10 @@ def _data(run: RunConfig) -> Iterator[Finding]:
     config, data, training = run.quantization, run.data, run.training
     named = bool(data.dataset_name_or_path or data.train_dataset_path)
     if config.calibrates and not named:
-        method = "do_gptq" if config.do_gptq else "do_awq" if config.do_awq else config.quant_type
+        methods = [key for key in ("do_gptq", "do_awq", "auto_clip") if getattr(config, key)]
+        method = (methods or [config.quant_type])[0]
         yield (
-            ("dataset_name_or_path", "train_dataset_path", "quant_type", "do_gptq", "do_awq"),
+            ("dataset_name_or_path", "train_dataset_path", "quant_type", "do_gptq", "do_awq", "auto_clip"),
             f"{method} looks at rows to calibrate on, and no data is named. Set dataset_name_or_path (a directory with "
             "quant.json or train.json, or a file) or train_dataset_path; weight_only_int8, nf4 and fp4 need no data.",
         )

@@ -249,27 +249,32 @@ def paddle_directory(directory: str | Path) -> Path:
     return converted(directory)
 
 
-def save_model_directory(model: Any, tokenizer: Any, directory: Path, **facts: Any) -> None:
+def save_model_directory(
+    model: Any, tokenizer: Any, directory: Path, float_dtype: str | None = None, **facts: Any
+) -> None:
     """Write a complete model directory: config, generation config, weights, tokenizer with template, provenance.
 
     Args:
         model: a PaddleNLP causal language model.
         tokenizer: a PaddleNLP tokenizer, or the directory whose tokenizer files are copied as they are.
         directory: an existing scratch directory, see ``paddlesft.directories.new_directory``.
+        float_dtype: type in which a model with quantized layers stores its other weights, where they lose nothing by
+            it; the type that they have in memory when None.
         facts: entries for ``paddlesft.json``; ``kind``, ``dtype`` and ``fingerprint`` are filled in.
     """
     state = state_to_store(model)
     with quiet_paddlenlp():
         if quantized_layers(model):
-            save_quantized(model, state, directory)
+            save_quantized(model, state, directory, float_dtype)
         else:
             model.save_pretrained(str(directory), state_dict=state, safe_serialization=True)
         if not isinstance(tokenizer, (str, Path)):
             tokenizer.save_pretrained(str(directory))
     if isinstance(tokenizer, (str, Path)):
         copy_tokenizer(tokenizer, directory)
+    dtype = float_dtype or str(model.config.dtype)
     write_provenance(
-        directory, **{"kind": "model", "dtype": str(model.config.dtype), "fingerprint": fingerprint(directory), **facts}
+        directory, **{"kind": "model", "dtype": dtype, "fingerprint": fingerprint(directory), **facts}
     )
 
 

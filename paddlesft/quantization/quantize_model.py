@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from paddlesft.directories import write_json
@@ -49,15 +50,16 @@ def quantize_model(
             take, and the results of the last one.
 
     Returns:
-        A result for each Linear that was quantized.
+        A result for each Linear, in the order in which they run.
 
     Raises:
-        UserError: no layer was chosen, or one cannot be quantized.
+        UserError: a layer cannot be quantized, nothing is left to be quantized, or nothing can be written to ``work``.
     """
     kept = _Kept(work, _key(recipe, identity)) if work is not None else None
     walk = LayerWalk(model, batches[: recipe.batches])
     results: list[LinearResult] = []
-    begin, computed = time.perf_counter(), 0
+    seconds, computed = 0.0, 0
+    begin = time.perf_counter()
     for number, (name, layer) in enumerate(walk, start=1):
         found = kept.read(name, layer) if kept is not None else None
         if found is None:
@@ -66,7 +68,9 @@ def quantize_model(
             if kept is not None:
                 kept.write(name, layer, found)
         results += found
-        left = (time.perf_counter() - begin) / max(computed, 1) * (len(walk.layers) - number)
+        now = time.perf_counter()
+        seconds, begin = (seconds + now - begin, now) if computed else (0.0, now)
+        left = seconds / max(computed, 1) * (len(walk.layers) - number)
         if on_layer is not None:
             on_layer(number, len(walk.layers), name, left, found)
     if not results:
@@ -74,6 +78,13 @@ def quantize_model(
             f"skip_list_names: no Linear layer of this model is left to be quantized ({', '.join(recipe.skip)})."
         )
     return results
+
+
+def layers_kept(work: Path, recipe: Recipe, identity: str) -> int:
+    """Return how many layers of an interrupted run can be used, see ``quantize_model``."""
+    marker = work / _Kept.MARKER
+    fits = marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("key") == _key(recipe, identity)
+    return len(list(work.glob("layer-*.json"))) if fits else 0
 
 
 def _key(recipe: Recipe, identity: str) -> str:
@@ -84,10 +95,12 @@ def _key(recipe: Recipe, identity: str) -> str:
 class _Kept:
     """The finished layers of a working directory."""
 
+    MARKER = "recipe.json"
+
     def __init__(self, directory: Path, key: str) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        marker = directory / "recipe.json"
+        marker = directory / self.MARKER
         if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")).get("key") != key:
             for path in directory.glob("layer-*"):
                 path.unlink()
@@ -100,7 +113,13 @@ class _Kept:
             records[part] = asdict(record_of(linear)) | {"size": [linear.in_features, linear.out_features]}
             for key, tensor in linear.state_dict().items():
                 tensors[f"{part}.{key}"] = np.ascontiguousarray(tensor.astype(_plain(tensor)).numpy())
-        save_file(tensors, self._file(name, "safetensors"))
+        try:
+            save_file(tensors, self._file(name, "safetensors"))
+        except SafetensorError as error:
+            raise UserError(
+                f"Cannot keep the finished layer {name} in {self.directory}: {error}. Free some space there; the same "
+                "command then goes on at this layer."
+            ) from error
         content = {"records": records, "results": [asdict(one) for one in results]}
         write_json(self._file(name, "json"), content)  # last: it says that the layer is complete
 

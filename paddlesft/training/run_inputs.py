@@ -70,8 +70,7 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
             "that comes with the demo)."
         )
     base, tokenizer_dir, tokenizer, renderer = read_renderer(run_config, observer.warning)
-    template_file = Path(data.chat_template).expanduser() if data.chat_template else None
-    text_side = TextSide(tokenizer_dir, _template_file(template_file), bool(model.tokenizer_name_or_path))
+    text_side = TextSide(tokenizer_dir, template_file_of(data.chat_template), bool(model.tokenizer_name_or_path))
     datasets, reports = {}, {}
     for split, wanted in {"train": training.do_train, "eval": training.do_eval, "test": training.do_predict}.items():
         if not wanted:
@@ -84,7 +83,11 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
     return RunInputs(base, tokenizer, text_side, renderer, stop, datasets, reports)
 
 
-def _template_file(path: Path | None) -> Path | None:
-    if path is not None and path.is_dir():
-        path = next((path / n for n in ("chat_template.json", "chat_template.jinja") if (path / n).is_file()), None)
-    return path if path is not None and path.is_file() else None
+def template_file_of(chat_template: str | None) -> Path | None:
+    """Return the file that a config's ``chat_template`` means; None for a built-in's name and for the model's own."""
+    if not chat_template:
+        return None
+    path = Path(chat_template).expanduser()
+    if path.is_dir():
+        path = next((path / n for n in ("chat_template.json", "chat_template.jinja") if (path / n).is_file()), path)
+    return path if path.is_file() else None

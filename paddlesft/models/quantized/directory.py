@@ -193,25 +193,41 @@ def fill_quantized(model: nn.Layer, stored: Mapping[str, Any], directory: Path) 
         tensor.set_value(paddle.to_tensor(array).astype(tensor.dtype))
 
 
-def save_quantized(model: nn.Layer, state: Mapping[str, paddle.Tensor], directory: Path) -> None:
+def save_quantized(
+    model: nn.Layer, state: Mapping[str, paddle.Tensor], directory: Path, float_dtype: str | None = None
+) -> None:
     """Write config, generation config and weights of a model with quantized layers, each tensor in its own type.
 
     Args:
         model: a PaddleNLP causal language model.
         state: its tensors by name, each once.
         directory: an existing scratch directory.
+        float_dtype: type for the weights outside quantized layers that lose nothing by it: a model whose weights are
+            bfloat16 on disk has them in float32 on a CPU.
     """
+    dtype = float_dtype or str(model.config.dtype)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(str(directory))
-    write_json(directory / "config.json", {**read_config(directory), KEY: quantization_entry(model)})
+    content = {key: value for key, value in read_config(directory).items() if key != "torch_dtype"}
+    write_json(directory / "config.json", {**content, "dtype": dtype, KEY: quantization_entry(model)})
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(str(directory))
+    layers = quantized_layers(model)
     tensors = {}
     for name, tensor in state.items():
-        dtype = str(tensor.dtype).removeprefix("paddle.")
-        code = "BF16" if dtype == "bfloat16" else CODE[np.dtype(dtype)]
+        own = str(tensor.dtype).removeprefix("paddle.")
+        if name.rpartition(".")[0] not in layers and _fits(tensor, dtype):
+            own = dtype
+        code = "BF16" if own == "bfloat16" else CODE[np.dtype(own)]
         tensors[name] = NewTensor(code, tuple(tensor.shape), lambda tensor=tensor: _array(tensor))
     write_weights(directory, tensors, PADDLE_LAYOUT)
+
+
+def _fits(tensor: paddle.Tensor, dtype: str) -> bool:
+    """Whether a float32 tensor has the same numbers in another type."""
+    if tensor.dtype != paddle.float32 or dtype == "float32":
+        return False
+    return bool((tensor.astype(dtype).astype("float32") == tensor).all())
 
 
 def _array(tensor: paddle.Tensor) -> np.ndarray:

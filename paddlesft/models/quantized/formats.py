@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import paddle
@@ -131,7 +132,7 @@ def encode(weight: paddle.Tensor, scales: paddle.Tensor, how: WeightFormat) -> d
         As ``quantize``.
     """
     stored_scales = _store_scales(scales, how)
-    scales = _scales(stored_scales, how)  # as they will be read: the codes make up for their rounding
+    scales = scale_of(stored_scales, how)  # as they will be read: the codes make up for their rounding
     wide = _spread(scales, weight.shape[0], how)
     units = weight.astype("float32") / paddle.where(wide == 0, paddle.ones_like(wide), wide)
     if how.name in INTEGERS:
@@ -151,24 +152,91 @@ def encode(weight: paddle.Tensor, scales: paddle.Tensor, how: WeightFormat) -> d
 
 def dequantize(stored: Mapping[str, paddle.Tensor], how: WeightFormat, inputs: int) -> paddle.Tensor:
     """Return the weight that stored tensors stand for, float32 [i, o]."""
-    values = values_of(stored[WEIGHT], how, inputs)
-    return values * _spread(_scales(stored, how), inputs, how)
+    scales = scale_of(stored, how)
+    blocks = row_blocks(stored[WEIGHT], 0, inputs)
+    parts = [rows_of(stored[WEIGHT], how, start, stop, inputs, scales) for start, stop in blocks]
+    return parts[0] if len(parts) == 1 else paddle.concat(parts)
 
 
-def values_of(codes: paddle.Tensor, how: WeightFormat, inputs: int) -> paddle.Tensor:
-    """Return what the codes stand for before they are scaled, float32 [i, o]."""
+def row_blocks(codes: paddle.Tensor, start: int, stop: int) -> list[tuple[int, int]]:
+    """Divide inputs into blocks that are dequantized one by one.
+
+    Blocks of 2 MB in float32 stay in the caches of a CPU, and what took one serves the next without a page fault; that
+    is ten times as fast as the whole weight at once. A GPU gets larger ones: there, calls are what costs.
+
+    Args:
+        codes: of the weight.
+        start, stop: the inputs; ``start`` is even.
+
+    Returns:
+        First and last + 1 of each block; all begin with an even number.
+    """
+    numbers = 2**24 if codes.place.is_gpu_place() else 2**19
+    rows = max(numbers // codes.shape[1] // 2 * 2, 2)
+    return [(first, min(first + rows, stop)) for first in range(start, stop, rows)]
+
+
+def rows_of(
+    codes: paddle.Tensor, how: WeightFormat, start: int, stop: int, inputs: int, scales: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """Return some rows of a weight.
+
+    Args:
+        codes: all of them.
+        how: their format.
+        start: first input, even.
+        stop: last input + 1.
+        inputs: of the whole weight.
+        scales: float32 [g, o]; None: what the codes stand for before they are scaled.
+
+    Returns:
+        float32 [stop - start, o].
+    """
     if how.bits == 8:
-        return codes.astype("float32")
-    codes = unpack(codes, inputs)
-    if how.name in INTEGERS:
-        return codes.astype("float32") - 8.0
-    table = paddle.to_tensor(np.asarray(TABLES[how.name], dtype=np.float32))
-    return paddle.gather(table, codes.reshape([-1])).reshape(codes.shape)
+        values = codes[start:stop].astype("float32")
+    else:
+        pairs = codes[start // 2 : (stop + 1) // 2]
+        low, high = _halves(pairs) if how.name in INTEGERS else _looked_up(pairs, how)
+        values = paddle.stack([low, high], axis=1).reshape([-1, codes.shape[1]])
+        if (stop - start) % 2:
+            values = values[: stop - start]
+    if scales is None:
+        return values
+    groups = paddle.arange(start, stop) // (how.group_size or inputs)
+    return values * paddle.gather(scales, groups)  # whole rows: broadcasting is twenty times slower on a CPU
+
+
+def _halves(pairs: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return the signed codes in the lower and upper halves of bytes, in float32: on a CPU faster than operations on
+    bits, and as exact.
+    """
+    both = pairs.astype("float32")
+    high = paddle.floor(both * 0.0625)
+    return both - high.scale(16.0, 8.0), high - 8.0
+
+
+def _looked_up(pairs: paddle.Tensor, how: WeightFormat) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return the values of the codes in the lower and upper halves of bytes: each byte is looked up as it is."""
+    index = pairs.astype("int32").reshape([-1])
+    tables = (paddle.to_tensor(table, place=pairs.place) for table in _byte_tables(how.name))
+    low, high = (paddle.gather(table, index).reshape(pairs.shape) for table in tables)
+    return low, high
+
+
+@cache
+def _byte_tables(name: str) -> tuple[np.ndarray, np.ndarray]:
+    table, every_byte = np.asarray(TABLES[name], dtype=np.float32), np.arange(256)
+    return table[every_byte % 16], table[every_byte // 16]
 
 
 def scale_of(stored: Mapping[str, paddle.Tensor], how: WeightFormat) -> paddle.Tensor:
     """Return the scales of stored tensors, float32 [g, o]."""
-    return _scales(stored, how)
+    if not how.double_quantization:
+        return stored[SCALE]
+    codes = stored[SCALE_CODES]
+    flat = codes.reshape([-1]).astype("float32")
+    steps = paddle.repeat_interleave(stored[SCALE_SCALE], how.scales_per_block)[: flat.shape[0]]
+    return (flat * steps + stored[SCALE_OFFSET]).reshape(codes.shape)
 
 
 def pack(codes: paddle.Tensor) -> paddle.Tensor:
@@ -177,14 +245,6 @@ def pack(codes: paddle.Tensor) -> paddle.Tensor:
     if codes.shape[0] % 2:
         codes = paddle.concat([codes, paddle.zeros([1, codes.shape[1]], dtype="int32")])
     return (codes[0::2] + codes[1::2] * 16).astype("uint8")
-
-
-def unpack(packed: paddle.Tensor, inputs: int) -> paddle.Tensor:
-    """Return the codes of ``inputs`` rows, int32 [i, o], that ``pack`` put in pairs."""
-    both = packed.astype("int32")
-    high = both // 16
-    pairs = paddle.stack([both - high * 16, high], axis=1)
-    return pairs.reshape([-1, packed.shape[1]])[:inputs]
 
 
 def _in_groups(weight: paddle.Tensor, how: WeightFormat) -> paddle.Tensor:
@@ -216,12 +276,3 @@ def _store_scales(scales: paddle.Tensor, how: WeightFormat) -> dict[str, paddle.
     codes = paddle.clip(paddle.round(centred / steps.unsqueeze(1)), -127, 127)
     codes = codes.reshape([-1])[: flat.shape[0]].reshape(scales.shape).astype("int8")
     return {SCALE_CODES: codes, SCALE_SCALE: steps, SCALE_OFFSET: offset}
-
-
-def _scales(stored: Mapping[str, paddle.Tensor], how: WeightFormat) -> paddle.Tensor:
-    if not how.double_quantization:
-        return stored[SCALE]
-    codes = stored[SCALE_CODES]
-    flat = codes.reshape([-1]).astype("float32")
-    steps = paddle.repeat_interleave(stored[SCALE_SCALE], how.scales_per_block)[: flat.shape[0]]
-    return (flat * steps + stored[SCALE_OFFSET]).reshape(codes.shape)

@@ -1,16 +1,16 @@
 """A Linear layer that keeps its weight quantized and computes with plain operations, on any device.
 
-Shape legend: n tokens, i inputs, o outputs. The numbers are those of the dequantized weight: ``quantize`` decides what
-is lost, this layer loses nothing more.
+Shape legend: n tokens, i inputs, o outputs, c chosen inputs. The numbers are those of the dequantized weight:
+``quantize`` decides what is lost, this layer loses nothing more. Of float weights there is one block of rows at a time;
+the whole one only where x has 16 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
@@ -21,15 +21,16 @@ from paddlesft.models.quantized.formats import (
     WeightFormat,
     dequantize,
     quantize,
+    row_blocks,
+    rows_of,
     scale_of,
-    values_of,
 )
 
 ACT_SCALE, INPUT_SHIFT, INPUT_SCALE = "act_scale", "input_shift", "input_scale"
 STATIC, DYNAMIC = "static", "dynamic"
 LARGEST_ACTIVATION = 127
 OUTLIER = 6.0  # of the LLM.int8() paper, section 3.2
-EXACT_INPUTS = 2**24 // (LARGEST_ACTIVATION * 128)  # float32 holds every sum of so many products of codes
+EXACT_INPUTS = 2**24 // (LARGEST_ACTIVATION * 128)  # 1032: float32 holds every sum of so many products of codes
 
 
 def check_activations(activations: str, how: WeightFormat) -> None:
@@ -84,11 +85,11 @@ class QuantizedLinear(nn.Layer):
         for name, (shape, dtype) in how.shapes(inputs, outputs).items():
             self.register_buffer(name, paddle.zeros(shape, dtype=dtype))
         if activations == STATIC:
-            self.register_buffer(ACT_SCALE, paddle.ones([1]))
+            self.register_buffer(ACT_SCALE, paddle.ones([1], dtype="float32"))
         if reshaped_input:
-            self.register_buffer(INPUT_SHIFT, paddle.zeros([inputs]))
-            self.register_buffer(INPUT_SCALE, paddle.ones([inputs]))
-        self.bias = self.create_parameter([outputs], is_bias=True) if bias else None
+            self.register_buffer(INPUT_SHIFT, paddle.zeros([inputs], dtype="float32"))
+            self.register_buffer(INPUT_SCALE, paddle.ones([inputs], dtype="float32"))
+        self.bias = self.create_parameter([outputs], dtype="float32", is_bias=True) if bias else None
         if bias:
             self.bias.stop_gradient = True
 
@@ -124,20 +125,44 @@ class QuantizedLinear(nn.Layer):
             ConfigError: activations are rounded, and a gradient would have to pass.
         """
         if self.reshaped_input:
-            x = (x + self.input_shift.astype(x.dtype)) * self.input_scale.astype(x.dtype)
+            x = ((x.astype("float32") + self.input_shift) * self.input_scale).astype(x.dtype)
         if self.activations:
             y = self._with_rounded_activations(x)
-        elif self.how.group_size or self.how.bits == 4:
+        else:
             y = _Product.apply(x, self)
-        else:  # the scale belongs to the output: it need not touch the weight
-            y = _Product.apply(x, self) * scale_of(self.stored, self.how)[0].astype(x.dtype)
+            if self._scaled_after(x.dtype):
+                y = y * scale_of(self.stored, self.how)[0].astype(x.dtype)
         return y if self.bias is None else y + self.bias.astype(y.dtype)
 
-    def factor(self, dtype: Any) -> paddle.Tensor:
-        """Return what ``x`` is multiplied by: the weight, or its codes where the scale comes afterwards."""
-        if self.how.group_size or self.how.bits == 4:
-            return dequantize(self.stored, self.how, self.in_features).astype(dtype)
-        return getattr(self, WEIGHT).astype(dtype)
+    def _scaled_after(self, dtype: Any) -> bool:
+        """Whether the scales are left to the output; float16 might overflow before they come."""
+        return self.how.name in INTEGERS and not self.how.group_size and dtype != paddle.float16
+
+    def _blocks(self, dtype: Any, start: int, stop: int) -> Iterator[tuple[int, int, paddle.Tensor]]:
+        """Yield first input, last input + 1 and rows of what ``x`` is multiplied by, block by block."""
+        codes = getattr(self, WEIGHT)
+        scales = None if self._scaled_after(dtype) else scale_of(self.stored, self.how)
+        for first, last in row_blocks(codes, start, stop):
+            yield first, last, rows_of(codes, self.how, first, last, self.in_features, scales).astype(dtype)
+
+    def _times_factor(self, x: paddle.Tensor, start: int, stop: int) -> paddle.Tensor:
+        """Multiply [n, stop - start], of the type of a float weight, by these rows of the factor."""
+        if x.dtype in (paddle.float16, paddle.bfloat16):  # 16 bits for the sum of each block would lose digits
+            return paddle.matmul(x, paddle.concat([rows for _, _, rows in self._blocks(x.dtype, start, stop)]))
+        y = None
+        for first, last, rows in self._blocks(x.dtype, start, stop):
+            part = x[:, first - start : last - start]
+            y = paddle.matmul(part, rows) if y is None else y.addmm_(part, rows)
+        return y
+
+    def _times_transposed(self, gradient: paddle.Tensor) -> paddle.Tensor:
+        """Multiply [n, o] by the transposed factor."""
+        blocks = self._blocks(gradient.dtype, 0, self.in_features)
+        return paddle.concat([paddle.matmul(gradient, rows, transpose_y=True) for _, _, rows in blocks], axis=1)
+
+    def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, include_sublayers: bool = True) -> None:
+        """Let ``to`` and its kin change the device only: another type would destroy codes and round scales."""
+        super()._apply(func, device, None, blocking, include_sublayers)
 
     def _with_rounded_activations(self, x: paddle.Tensor) -> paddle.Tensor:
         if paddle.is_grad_enabled() and not x.stop_gradient:  # rounding would let zeros pass without a word
@@ -158,18 +183,28 @@ class QuantizedLinear(nn.Layer):
         step = paddle.where(largest == 0, paddle.ones_like(largest), largest) / float(LARGEST_ACTIVATION)
         y = self._integer_product(_rounded(rest, step)) * step
         if columns.shape[0]:
-            weight = paddle.index_select(values_of(getattr(self, WEIGHT), self.how, self.in_features), columns)
-            y = y + paddle.matmul(paddle.index_select(rows, columns, axis=1), weight)
+            y = y + self._times_chosen(paddle.index_select(rows, columns, axis=1), columns)
         return (y * scale).reshape([*x.shape[:-1], self.out_features]).astype(dtype)
+
+    def _times_chosen(self, x: paddle.Tensor, columns: paddle.Tensor) -> paddle.Tensor:
+        """Multiply [n, c] by the rows of codes that c inputs have."""
+        codes = getattr(self, WEIGHT)
+        if self.how.bits == 8:
+            return paddle.matmul(x, paddle.gather(codes, columns).astype("float32"))
+        values = rows_of(codes, self.how, 0, self.in_features, self.in_features)
+        return paddle.matmul(x, paddle.gather(values, columns))
 
     def _integer_product(self, codes: paddle.Tensor) -> paddle.Tensor:
         """Multiply codes [..., i] by those of the weight, exactly until the sum becomes float32."""
-        values = values_of(getattr(self, WEIGHT), self.how, self.in_features)
-        starts = range(0, self.in_features, EXACT_INPUTS)
-        parts = [F.linear(codes[..., a : a + EXACT_INPUTS], values[a : a + EXACT_INPUTS]) for a in starts]
-        if len(parts) == 1:
-            return parts[0]
-        return sum(part.astype("int32") for part in parts).astype("float32")
+        rows = codes.reshape([codes.size // self.in_features, self.in_features])
+        total = None
+        for start in range(0, self.in_features, EXACT_INPUTS):
+            stop = min(start + EXACT_INPUTS, self.in_features)
+            part = self._times_factor(rows[:, start:stop], start, stop)
+            if self.in_features > EXACT_INPUTS:
+                part = part.astype("int32")
+            total = part if total is None else total + part
+        return total.astype("float32").reshape([*codes.shape[:-1], self.out_features])
 
     def extra_repr(self) -> str:
         """Say size and format where the model is printed."""
@@ -188,8 +223,12 @@ class _Product(PyLayer):
     def forward(ctx: Any, x: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer = layer
         ctx.dtype = x.dtype
-        return F.linear(x, layer.factor(x.dtype))
+        rows = x.reshape([x.size // layer.in_features, layer.in_features])
+        return layer._times_factor(rows, 0, layer.in_features).reshape([*x.shape[:-1], layer.out_features])
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(gradient, ctx.layer.factor(gradient.dtype), transpose_y=True).astype(ctx.dtype)
+        layer = ctx.layer
+        rows = gradient.reshape([gradient.size // layer.out_features, layer.out_features])
+        found = layer._times_transposed(rows).reshape([*gradient.shape[:-1], layer.in_features])
+        return found.astype(ctx.dtype)

@@ -17,8 +17,8 @@ from paddlesft.models.quantized.formats import (
     encode,
     pack,
     quantize,
+    rows_of,
     scale_of,
-    unpack,
 )
 
 FORMATS = [
@@ -78,12 +78,37 @@ def test_double_quantization_costs_little() -> None:
     assert double.nbytes(512, 64) < plain.nbytes(512, 64) * 0.93
 
 
-def test_packing_is_reversible() -> None:
+def test_pairs_stand_in_bytes_with_the_even_row_below() -> None:
     codes = np.random.default_rng(0).integers(0, 16, (7, 5))
     packed = pack(paddle.to_tensor(codes))
     assert packed.shape == [4, 5] and str(packed.dtype).endswith("uint8")
-    assert (unpack(packed, 7).numpy() == codes).all()
-    assert packed.numpy()[0, 0] == codes[0, 0] + 16 * codes[1, 0]
+    assert (packed.numpy() == codes[0::2] + 16 * np.vstack([codes[1::2], np.zeros((1, 5), dtype=int)])).all()
+
+
+def by_hand(stored: dict[str, paddle.Tensor], how: WeightFormat, inputs: int) -> np.ndarray:
+    """The weight that stored tensors stand for, in numpy."""
+    tensors = {name: tensor.numpy() for name, tensor in stored.items()}
+    codes = tensors["quant_weight"]
+    if how.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=1).reshape(-1, codes.shape[1])[:inputs]
+    values = np.asarray(TABLES[how.name], dtype=np.float32)[codes] if how.name in TABLES else codes.astype(np.float32)
+    scales = tensors.get("quant_scale")
+    if scales is None:
+        flat = tensors["qquant_scale"].astype(np.float32).ravel()
+        steps = np.repeat(tensors["double_quant_scale"], how.scales_per_block)[: flat.size]
+        scales = (flat * steps + tensors["quant_scale_offset"]).reshape(tensors["qquant_scale"].shape)
+    return (values - (8 if how.name == "int4" else 0)) * np.repeat(scales, how.group_size or inputs, axis=0)[:inputs]
+
+
+@pytest.mark.parametrize("how", FORMATS, ids=IDS)
+@pytest.mark.parametrize("size", [(50, 24), (301, 4000)], ids=["one block", "several blocks, odd"])
+def test_numbers_are_those_of_numpy_bit_for_bit(how: WeightFormat, size: tuple[int, int]) -> None:
+    stored = quantize(weight(*size), how)
+    wanted = by_hand(stored, how, size[0])
+    assert wanted.dtype == np.float32
+    np.testing.assert_array_equal(dequantize(stored, how, size[0]).numpy(), wanted)
+    rows = rows_of(stored["quant_weight"], how, 18, 49, size[0], scale_of(stored, how))
+    np.testing.assert_array_equal(rows.numpy(), wanted[18:49])
 
 
 def test_zeros_stay_zeros() -> None:

@@ -34,6 +34,45 @@ def test_forward_and_backward_are_those_of_the_dequantized_weight(how: WeightFor
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("how", FORMATS, ids=IDS)
+def test_large_layers_are_computed_block_by_block(how: WeightFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = QuantizedLinear(301, 4000, how)
+    made.take(quantize(weight(301, 4000), how))
+    whole = made.dequantized()
+    monkeypatch.setattr(QuantizedLinear, "dequantized", None)
+    x = paddle.randn([5, 301])
+    x.stop_gradient = False
+    y = made(x)
+    np.testing.assert_allclose(y.numpy(), paddle.matmul(x, whole).numpy(), atol=2e-5)
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), np.tile(whole.numpy().sum(axis=1), (5, 1)), atol=2e-4)
+
+
+@pytest.mark.parametrize("activations", ["", "static", "dynamic"])
+def test_no_tokens_are_no_error(activations: str) -> None:
+    assert rounding_layer(activations)(paddle.zeros([2, 0, 64])).shape == [2, 0, 16]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("how", [WeightFormat("int8"), WeightFormat("nf4", 16, True)], ids=["int8", "nf4"])
+def test_other_types_of_the_model_leave_codes_and_scales_as_they_are(how: WeightFormat, dtype: str) -> None:
+    made = QuantizedLinear(64, 16, how, bias=True, reshaped_input=True)
+    made.take(quantize(weight(64, 16), how))
+    model = nn.Sequential(nn.Linear(64, 64), made)
+    before = {name: tensor.numpy() for name, tensor in made.state_dict().items()}
+    for change in (lambda: model.to(dtype=dtype), lambda: model.astype(dtype)):
+        change()
+        assert str(model[0].weight.dtype).endswith(dtype)
+        for name in set(before) - {"bias"}:
+            assert made.state_dict()[name].numpy().dtype == before[name].dtype
+            np.testing.assert_array_equal(made.state_dict()[name].numpy(), before[name])
+    if dtype == "float64":  # the only one of them that a CPU multiplies
+        x = paddle.randn([3, 64]).astype(dtype)
+        np.testing.assert_allclose(
+            made(x).numpy(), paddle.matmul(x, made.dequantized().astype(dtype)).numpy(), atol=1e-6
+        )
+
+
 def test_weights_are_not_trained() -> None:
     made = QuantizedLinear.of(nn.Linear(32, 8), WeightFormat("int4"))
     assert all(p.stop_gradient for p in made.parameters())

@@ -56,6 +56,21 @@ class ModelConfig:
     )
     prefix_path: str | None = field(None, "Prefix directory to start from (with prefix_tuning: true).")
 
+    # What the adapter stands on
+    weight_quantize_algo: Literal["nf4", "fp4", "weight_only_int8", "weight_only_int4"] | None = field(
+        None,
+        "Quantize the frozen base while it is loaded, and train the adapter over it (QLoRA, with lora or "
+        "prefix_tuning): 4 bits by table (nf4, fp4), or integers with a scale per output. Leave it out for a base that "
+        "paddlesft quantize has written.",
+    )
+    weight_blocksize: int = field(64, "Weights of nf4 and fp4 that share a scale.", minimum=1)
+    weight_double_quant: bool = field(
+        False, "Store those scales in 8 bits as well (double quantization).", aliases=("double_quantization",)
+    )
+    weight_double_quant_block_size: int = field(
+        256, "Scales that share a scale of their own with weight_double_quant.", minimum=1
+    )
+
     # Known from PaddleNLP, not part of this version
     pissa: bool = field(False, "PiSSA initialisation of LoRA.", unbuilt="PiSSA")
     lora_use_mixer: bool = field(False, "MosLoRA mixer between A and B.", unbuilt="MosLoRA")
@@ -69,18 +84,6 @@ class ModelConfig:
     neftune: bool = field(False, "Noise on the embeddings while training (NEFTune).", unbuilt="NEFTune")
     neftune_noise_alpha: float = field(
         5.0, "Strength of the NEFTune noise.", no_effect="it belongs to neftune, which this version does not have"
-    )
-    weight_quantize_algo: str | None = field(
-        None, "Weight type of a frozen, quantized base (QLoRA): nf4, fp4, weight_only_int8, ...", unbuilt="QLoRA"
-    )
-    weight_blocksize: int = field(
-        64, "Block size of the nf4/fp4 quantization.", no_effect="it belongs to weight_quantize_algo"
-    )
-    weight_double_quant: bool = field(
-        False, "Quantize the scales of nf4/fp4 as well.", no_effect="it belongs to weight_quantize_algo"
-    )
-    weight_double_quant_block_size: int = field(
-        256, "Block size of that second quantization.", no_effect="it belongs to weight_quantize_algo"
     )
     use_long_sequence_strategies: bool = field(
         False, "Stretch the position encoding by a named strategy.", unbuilt="long-sequence strategies"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlesft.config.ignored import WITHOUT_EFFECT
+from paddlesft.config.qlora import QLORA_OLD_KEYS
 from paddlesft.config.translation import (
     OldKey,
     Translation,
@@ -66,6 +67,9 @@ _COMPUTE = {
     "bfloat16": {"bf16": True, "fp16": False},
     "fp16": {"bf16": False, "fp16": True},
     "float16": {"bf16": False, "fp16": True},
+    "nf4": {"weight_quantize_algo": "nf4", "bf16": True, "fp16": False},
+    "wint8": {"weight_quantize_algo": "weight_only_int8", "bf16": True, "fp16": False},
+    "wint4": {"weight_quantize_algo": "weight_only_int4", "bf16": True, "fp16": False},
 }
 _METHODS = {
     "full": {"lora": False, "prefix_tuning": False},
@@ -234,7 +238,6 @@ _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_fp8_fuse_node": ("training in fp8", (False, None)),
     "rslora_plus": ("rsLoRA+", (False, None)),
     "freeze_config": ("freezing parts of the model", ("", None)),
-    "merge_with_qdq_base_model": ("QLoRA", (False, None)),
     "make_offline_data": ("writing prepared data to disk", (False, None)),
     "new_special_tokens_path": ("adding special tokens", (None, "")),
     "custom_register_path": ("loading templates from Python files", (None, "")),
@@ -244,7 +247,6 @@ _NOT_BUILT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_recompute_mtp": ("multi-token prediction", (False, None)),
     "mtp_attention_flexible": ("multi-token prediction", (False, None)),
     "moe_gate_lr_ratio": ("a learning rate of its own for experts' routers", (None,)),
-    "quantization_bit": ("QLoRA", (None,)),
     "token_balance_loss": ("token-balanced loss of vision-language training", (False, None)),
 }
 
@@ -252,7 +254,7 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
     # Keys with another name and other values
     "stage": OldKey(_stage, summary="SFT is what `paddlesft train` does; other stages are not built yet"),
     "fine_tuning": _several(_METHODS),
-    "compute_type": _several(_COMPUTE, {"fp8": "training in fp8", "nf4": "QLoRA", "wint8": "QLoRA"}),
+    "compute_type": _several(_COMPUTE, {"fp8": "training in fp8"}),
     "_attn_implementation": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),
     "attn_impl": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),
     "attn_implementation": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),
@@ -300,6 +302,7 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
     "train_dataset_prob": _quiet_list("train_dataset_prob", _shares, "text with commas names several"),
     "train_dataset_type": respelled("train_dataset_type", _dataset_type, "one format is declared for all files"),
     "eval_dataset_type": respelled("eval_dataset_type", _dataset_type, "one format is declared for all files"),
+    **QLORA_OLD_KEYS,
     # What is not built yet
     **{key: refused(what, "Remove the key.", neutral) for key, (what, neutral) in _NOT_BUILT.items()},
     **{key: without_effect(why) for key, why in WITHOUT_EFFECT.items()},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.fields import default_of
 from paddlesft.config.parallel_switches import SWITCHES, idle_switches, switch_problems
+from paddlesft.config.qlora import idle_qlora_keys, qlora_problems
 from paddlesft.config.quantization_rules import idle_quantization_keys, quantization_problems
 from paddlesft.config.training_parallel import is_sharding
 
@@ -57,6 +58,7 @@ def find_problems(run: RunConfig) -> Iterator[Finding]:
         _schedule,
         _processes,
         quantization_problems,
+        qlora_problems,
     ):
         for keys, text in rule(run):
             given = [key for key in keys if run.was_set(key)]
@@ -74,7 +76,7 @@ def find_idle_keys(run: RunConfig) -> list[str]:
             _, spec = run.find(key)
             if run.was_set(key) and flat[key] != default_of(spec):
                 notices.append(f"{run.origins[key].place}: {key} has no effect while {switch} is off.")
-    notices += idle_quantization_keys(run)
+    notices += [*idle_quantization_keys(run), *idle_qlora_keys(run)]
     for key in SWITCHES:
         notices += [f"{run.origins[key].place}: {text}" for text in idle_switches(key, flat[key])]
     return notices

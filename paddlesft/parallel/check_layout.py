@@ -46,7 +46,7 @@ def check_layout(
     if world_size < 1:
         raise ValueError(f"a run has one process or more, not {world_size}")
     plan = family.plan(model_config)
-    request = request_of(run, world_size, global_batch)
+    request = replace(request_of(run, world_size, global_batch), quantized=_quantized(run, model_config))
     findings = list(find_layout_problems(request, plan, family))
     if findings:
         raise ConfigError(_explain(run, request, plan, family, findings))
@@ -93,6 +93,13 @@ def request_of(run: RunConfig, world_size: int, global_batch: int | None = None)
         amp_master_grad=training.amp_master_grad and (training.bf16 or training.fp16),
     )
     return replace(request, accumulation=accumulation_for(request))
+
+
+def _quantized(run: RunConfig, model_config: Mapping[str, Any]) -> str:
+    """Say what makes the base's weights quantized ones; empty where they stay floats."""
+    if run.model.weight_quantize_algo:
+        return f"weight_quantize_algo {run.model.weight_quantize_algo}"
+    return "by paddlesft quantize" if (model_config.get("quantization_config") or {}).get("kinds") else ""
 
 
 def layout_of(request: LayoutRequest, plan: TensorPlan, notices: tuple[str, ...] = ()) -> Layout:

@@ -17,6 +17,7 @@ from paddlesft.parallel.stages import stage_layers
 Finding = tuple[tuple[str, ...], str]
 
 TP, PP, SD = "tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree"
+ALGORITHM = "weight_quantize_algo"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LayoutRequest:
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
         optim, amp_master_grad: as the config's keys.
+        quantized: the model's weights are in 8 or 4 bits.
+        quantized: what makes the base's weights quantized ones; empty where they are floats.
     """
 
     world_size: int
@@ -54,6 +57,8 @@ class LayoutRequest:
     generates: tuple[str, ...] = ()
     optim: str = "adamw"
     amp_master_grad: bool = False
+    quantized: bool = False
+    quantized: str = ""
 
     @property
     def model_ranks(self) -> int:
@@ -93,11 +98,13 @@ def divisors(number: int, most: int | None = None) -> list[int]:
 def find_layout_problems(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:
     """Yield everything that stands against a layout, each with the keys it is about."""
     yield from _world(request)
+    yield from _quantized(request)
     yield from _tensor(request, plan, family)
     yield from _sequence(request, family)
     yield from _pipeline(request, plan, family)
     yield from _sharding(request)
     yield from _batch(request)
+    yield from _quantized(request)
 
 
 def _or(numbers: list[int]) -> str:
@@ -128,6 +135,17 @@ def _world(request: LayoutRequest) -> Iterator[Finding]:
         f"allowed: products that divide {world} ({_or(divisors(world))}), or {whole} processes or a multiple. What is "
         "left over is data parallel.",
     )
+
+
+def _quantized(request: LayoutRequest) -> Iterator[Finding]:
+    asked = [(key, degree) for key, degree in ((TP, request.tensor), (PP, request.pipeline)) if degree > 1]
+    if request.quantized and asked:
+        yield (
+            tuple(key for key, _ in asked),
+            f"found {' and '.join(f'{key} {degree}' for key, degree in asked)}, but this run's base is quantized, and "
+            "such layers cannot be divided; allowed: 1 (data parallelism and sharding do not divide them), or a base in "
+            "full precision.",
+        )
 
 
 def _tensor(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:
@@ -295,3 +313,15 @@ def _batch(request: LayoutRequest) -> Iterator[Finding]:
             f"{request.micro_batch} cannot share equally; allowed: multiples of {rows}, for example "
             f"{' or '.join(map(str, near))}.",
         )
+
+
+def _quantized(request: LayoutRequest) -> Iterator[Finding]:
+    if not request.quantized:
+        return
+    why = f"the base is quantized ({request.quantized}), and its codes and scales are not divided among processes"
+    allowed = "allowed: data parallel, and sharding: stage1 or stage2"
+    for key, degree in ((TP, request.tensor), (PP, request.pipeline)):
+        if degree > 1:
+            yield (key, ALGORITHM), f"{key}: found {degree}; {why}; {allowed}, with {key} 1."
+    if request.stage == 3 and request.sharding_degree > 1:
+        yield ("sharding", ALGORITHM), f"sharding: found stage3; {why}; {allowed}."

@@ -56,11 +56,13 @@ class QuantizedLoRALinear(QuantizedLinear):
 
 
 class MixedLoRAModel(LoRAModel):
-    """``LoRAModel`` that knows quantized layers beside PaddleNLP's own ones."""
+    """``LoRAModel`` that knows quantized layers too."""
 
     def _find_and_replace_module(
         self, model: nn.Layer, module_name: str, lora_config: LoRAConfig, enable_lora: Any
     ) -> None:
+        if module_name.endswith(".lora_dropout"):  # of an adapter put in just now, which GLM's patterns fit too
+            return
         layer = model
         for part in module_name.split("."):
             layer = getattr(layer, part)

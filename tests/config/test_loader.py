@@ -233,9 +233,8 @@ def test_a_key_without_effect_says_why(tmp_path: Path) -> None:
             "Remove the key or set it to 1.",
         ),
         (
-            "weight_quantize_algo: nf4",
-            'weight_quantize_algo: found "nf4" (text); QLoRA is not built yet in this version. '
-            "Remove the key or set it to null.",
+            "pissa: true",
+            "pissa: found true (a boolean); PiSSA is not built yet in this version. Remove the key or set it to false.",
         ),
         (
             "vera: true",

@@ -80,6 +80,24 @@ MESSAGES = [
         "allowed: adamw, or a degree of 1.",
     ),
     (
+        dict(world=4, tensor_parallel_degree=2, lora=True, weight_quantize_algo="nf4"),
+        "tensor_parallel_degree: found 2; the base is quantized (weight_quantize_algo nf4), and its codes and scales "
+        "are not divided among processes; allowed: data parallel, and sharding: stage1 or stage2, with "
+        "tensor_parallel_degree 1.",
+    ),
+    (
+        dict(world=2, pipeline_parallel_degree=2, lora=True,
+             model={**LLAMA, "quantization_config": {"quant_method": "paddlesft", "kinds": [{"format": "nf4"}]}}),
+        "pipeline_parallel_degree: found 2; the base is quantized (by paddlesft quantize), and its codes and scales "
+        "are not divided among processes; allowed: data parallel, and sharding: stage1 or stage2, with "
+        "pipeline_parallel_degree 1.",
+    ),
+    (
+        dict(world=2, sharding="stage3", lora=True, weight_quantize_algo="weight_only_int8"),
+        "sharding: found stage3; the base is quantized (weight_quantize_algo weight_only_int8), and its codes and "
+        "scales are not divided among processes; allowed: data parallel, and sharding: stage1 or stage2.",
+    ),
+    (
         dict(world=2, sequence_parallel=True),
         "sequence_parallel: found true with tensor_parallel_degree 1; it divides activations among the tensor-parallel "
         "processes; allowed: tensor_parallel_degree of 2 or more, or sequence_parallel: false.",

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.families import family_of
+from paddlesft.models.load import load_model
 from paddlesft.tuning.lora import adapter_weights, add_lora, load_lora, save_lora
 from paddlesft.tuning.lora_targets import linear_names, target_patterns
 from tests.training.small_runs import small_config, small_model
@@ -120,6 +122,13 @@ def test_dropout_works_in_training_only() -> None:
     a, b = (model(TOKENS) for _ in range(2))
     a, b = ((t[0] if isinstance(t, tuple | list) else t).numpy() for t in (a, b))
     assert (a != b).any()
+
+
+def test_dropout_beside_layers_whose_patterns_fit_what_is_inside_them(tiny_family: Callable[[str], Path]) -> None:
+    """GLM's usual targets end in ``.*``."""
+    model = load_model(tiny_family("glm"))
+    count = sum("lora_A" in name for name, _ in add("lora_dropout=0.1", model=model).named_parameters())
+    assert count == sum("lora_A" in name for name, _ in add(model=load_model(tiny_family("glm"))).named_parameters()) > 0
 
 
 @pytest.mark.parametrize(("bias", "expected"), [("none", 0), ("lora", 1), ("all", 2)])

@@ -283,7 +283,7 @@ def test_bases_with_rounded_activations_are_refused(keys: tuple[str, ...]) -> No
     model = small_model()
     name, layer = next(iter(decoder_linears(model).items()))
     put_layer(model, name, QuantizedLinear(*layer.weight.shape, WeightFormat("int8"), activations=STATIC))
-    with pytest.raises(ConfigError, match="1 layers of this base round their activations .*nf4, fp4, weight_only"):
+    with pytest.raises(ConfigError, match=r"1 layers of this base round their activations .*nf4, fp4, weight_only"):
         prepare_for_tuning(model, small_config("do_train=true", *keys))
 
 

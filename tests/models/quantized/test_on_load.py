@@ -168,5 +168,5 @@ def test_provenance_without_and_with_a_damaged_entry() -> None:
     assert format_of_base({}) is None
     entry = {"format": "nf4", "group_size": 64, "double_quantization": True}
     assert format_of_base({"base_quantization": entry}) == NF4
-    with pytest.raises(ModelDirectoryError, match="base_quantization is damaged.*Get the adapter's directory again"):
+    with pytest.raises(ModelDirectoryError, match=r"base_quantization is damaged.*Get the adapter's directory again"):
         format_of_base({"base_quantization": {"format": "nf9", "group_size": 64, "double_quantization": True}})

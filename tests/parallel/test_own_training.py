@@ -56,12 +56,13 @@ FAMILIES: dict[str, dict[str, Any]] = {  # the others that have pipelines: test_
 ON_TWO = [name for name, (ranks, *_) in LAYOUTS.items() if ranks == 2]
 EVERYWHERE = [name for name in LAYOUTS if name != "one"]
 # "FAMILY METHOD MORE" -> layouts. More: packed rows; momentum, since AdamW divides by the size of the gradients and
-# hides wrong factors; bad, a step that is not a number and must change nothing.
+# hides wrong factors; bad, a step that is not a number and must change nothing; nf4, over a quantized base.
 KINDS: dict[str, list[str]] = {
     "llama full": EVERYWHERE,
     "llama lora packed": EVERYWHERE,
     "llama full packed": ["stage3", "tp2 sp", "pp2", "tp2 stage2"],
     "llama lora": ["stage3", "tp2"],
+    "llama lora nf4": ["dp2", "stage1", "stage2"],
     "llama full momentum": [*ON_TWO, "tp2 pp2", "tp2 stage1", "tp2 stage2", "pp2 stage1", "stage2 dp2", "stage3 dp2"],
     "llama full bad": [*ON_TWO, "tp2 stage2", "pp2 stage1"],
     "llama lora bad": ["stage3"],
@@ -70,7 +71,7 @@ KINDS: dict[str, list[str]] = {
     "qwen2 lora packed": ["stage3", "tp2 sp", "pp2", "tp2 pp2"],
     "qwen2 lora": ["pp2"],
 }
-FAST = ("llama full", "llama lora packed")  # kinds that every run of the tests sees, on two ranks
+FAST = ("llama full", "llama lora packed", "llama lora nf4")  # kinds that every run of the tests sees, on two ranks
 CASES = [(kind, layout) for kind, layouts in KINDS.items() for layout in layouts]
 BROKEN = {"tp2": "tensor parallel gradient", "stage1": "gradients of sharding", "stage2": "gradients of sharding"}
 BAD_STEP = 3
@@ -103,6 +104,8 @@ def job(kind: str, layout: str, models: Path, root: Path, name: str | None = Non
     if "momentum" in more:
         keys["max_grad_norm"] = 5.0  # clips some steps and leaves others
         options["momentum"] = 0.05
+    if "nf4" in more:
+        keys |= {"weight_quantize_algo": "nf4", "weight_double_quant": "true"}
     if "bad" in more:
         options["bad_step"] = BAD_STEP
     lines = [f"{key}={value}" for key, value in keys.items()]

@@ -37,7 +37,6 @@ class LayoutRequest:
         max_length: tokens of a row.
         generates: keys that are on and make the model generate.
         optim, amp_master_grad: as the config's keys.
-        quantized: the model's weights are in 8 or 4 bits.
         quantized: what makes the base's weights quantized ones; empty where they are floats.
     """
 
@@ -57,7 +56,6 @@ class LayoutRequest:
     generates: tuple[str, ...] = ()
     optim: str = "adamw"
     amp_master_grad: bool = False
-    quantized: bool = False
     quantized: str = ""
 
     @property
@@ -98,7 +96,6 @@ def divisors(number: int, most: int | None = None) -> list[int]:
 def find_layout_problems(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:
     """Yield everything that stands against a layout, each with the keys it is about."""
     yield from _world(request)
-    yield from _quantized(request)
     yield from _tensor(request, plan, family)
     yield from _sequence(request, family)
     yield from _pipeline(request, plan, family)
@@ -135,17 +132,6 @@ def _world(request: LayoutRequest) -> Iterator[Finding]:
         f"allowed: products that divide {world} ({_or(divisors(world))}), or {whole} processes or a multiple. What is "
         "left over is data parallel.",
     )
-
-
-def _quantized(request: LayoutRequest) -> Iterator[Finding]:
-    asked = [(key, degree) for key, degree in ((TP, request.tensor), (PP, request.pipeline)) if degree > 1]
-    if request.quantized and asked:
-        yield (
-            tuple(key for key, _ in asked),
-            f"found {' and '.join(f'{key} {degree}' for key, degree in asked)}, but this run's base is quantized, and "
-            "such layers cannot be divided; allowed: 1 (data parallelism and sharding do not divide them), or a base in "
-            "full precision.",
-        )
 
 
 def _tensor(request: LayoutRequest, plan: TensorPlan, family: Family) -> Iterator[Finding]:

@@ -171,7 +171,7 @@ def row_blocks(codes: paddle.Tensor, start: int, stop: int) -> list[tuple[int, i
     Returns:
         First and last + 1 of each block; all begin with an even number.
     """
-    numbers = 2**24 if codes.place.is_gpu_place() else 2**19
+    numbers = 2**24 if paddle.is_compiled_with_cuda() and codes.place.is_gpu_place() else 2**19
     rows = max(numbers // codes.shape[1] // 2 * 2, 2)
     return [(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 

@@ -1,4 +1,4 @@
-"""A Linear layer that keeps its weight quantized and computes with plain operations, on any device.
+"""A Linear layer that keeps its weight quantized and computes with plain operations, on any device; see ``kernels``.
 
 Shape legend: n tokens, i inputs, o outputs, c chosen inputs. The numbers are those of the dequantized weight:
 ``quantize`` decides what is lost, this layer loses nothing more. Of float weights there is one block of rows at a time;
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
@@ -25,6 +26,7 @@ from paddlesft.models.quantized.formats import (
     rows_of,
     scale_of,
 )
+from paddlesft.models.quantized.kernels import Kernel, kernel_for
 
 ACT_SCALE, INPUT_SHIFT, INPUT_SCALE = "act_scale", "input_shift", "input_scale"
 STATIC, DYNAMIC = "static", "dynamic"
@@ -80,6 +82,7 @@ class QuantizedLinear(nn.Layer):
     ) -> None:
         super().__init__()
         check_activations(activations, how)
+        self._kernel: Kernel | None = None  # whose layout the codes have; None: that in which they are stored
         self.in_features, self.out_features, self.how = inputs, outputs, how
         self.activations, self.reshaped_input = activations, reshaped_input
         for name, (shape, dtype) in how.shapes(inputs, outputs).items():
@@ -105,13 +108,41 @@ class QuantizedLinear(nn.Layer):
 
     def take(self, stored: Mapping[str, paddle.Tensor]) -> None:
         """Put stored tensors in place, by name."""
+        self._restore_codes()
         for name, tensor in stored.items():
             getattr(self, name).set_value(tensor)
 
     @property
     def stored(self) -> dict[str, paddle.Tensor]:
         """The tensors of the quantized weight, by name."""
-        return {name: getattr(self, name) for name in self.how.shapes(self.in_features, self.out_features)}
+        self._restore_codes()
+        return {WEIGHT: getattr(self, WEIGHT), **self.stored_scales}
+
+    @property
+    def stored_scales(self) -> dict[str, paddle.Tensor]:
+        """The tensors of the quantized weight without the codes, by name."""
+        names = self.how.shapes(self.in_features, self.out_features)
+        return {name: getattr(self, name) for name in names if name != WEIGHT}
+
+    def arranged(self, kernel: Kernel) -> paddle.Tensor:
+        """Return the codes as a kernel wants them; they take the place of the stored ones until those are asked for."""
+        if self._kernel is not kernel:
+            self._restore_codes()
+            self._put_codes(kernel.arrange(self, getattr(self, WEIGHT).numpy()))
+            self._kernel = kernel
+        return getattr(self, WEIGHT)
+
+    def _restore_codes(self) -> None:
+        if self._kernel is not None:
+            self._put_codes(self._kernel.restore(self, getattr(self, WEIGHT).numpy()))
+            self._kernel = None
+
+    def _put_codes(self, codes: np.ndarray) -> None:
+        self._buffers[WEIGHT] = paddle.to_tensor(codes, place=getattr(self, WEIGHT).place)
+
+    def _state_dict_impl(self, *arguments: Any, **more: Any) -> Any:
+        self._restore_codes()
+        return super()._state_dict_impl(*arguments, **more)
 
     def dequantized(self) -> paddle.Tensor:
         """Return the weight that the codes stand for, float32 [i, o], for inputs that are not reshaped."""
@@ -124,15 +155,22 @@ class QuantizedLinear(nn.Layer):
         Raises:
             ConfigError: activations are rounded, and a gradient would have to pass.
         """
+        if paddle.is_autocast_enabled():  # which would round codes and scales, one operation after the other
+            with paddle.amp.auto_cast(False):
+                return self.forward(x.astype(paddle.get_autocast_gpu_dtype()))
         if self.reshaped_input:
             x = ((x.astype("float32") + self.input_shift) * self.input_scale).astype(x.dtype)
-        if self.activations:
-            y = self._with_rounded_activations(x)
-        else:
-            y = _Product.apply(x, self)
-            if self._scaled_after(x.dtype):
-                y = y * scale_of(self.stored, self.how)[0].astype(x.dtype)
+        kernel = kernel_for(self, x)
+        y = self.plain(x) if kernel is None else kernel.run(self, x, self.arranged(kernel))
         return y if self.bias is None else y + self.bias.astype(y.dtype)
+
+    def plain(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Compute [..., i] -> [..., o] by plain operations, without reshaping the input and without bias."""
+        self._restore_codes()
+        if self.activations:
+            return self._with_rounded_activations(x)
+        y = _Product.apply(x, self)
+        return y * scale_of(self.stored, self.how)[0].astype(x.dtype) if self._scaled_after(x.dtype) else y
 
     def _scaled_after(self, dtype: Any) -> bool:
         """Whether the scales are left to the output; float16 might overflow before they come."""
@@ -140,6 +178,7 @@ class QuantizedLinear(nn.Layer):
 
     def _blocks(self, dtype: Any, start: int, stop: int) -> Iterator[tuple[int, int, paddle.Tensor]]:
         """Yield first input, last input + 1 and rows of what ``x`` is multiplied by, block by block."""
+        self._restore_codes()
         codes = getattr(self, WEIGHT)
         scales = None if self._scaled_after(dtype) else scale_of(self.stored, self.how)
         for first, last in row_blocks(codes, start, stop):
@@ -174,17 +213,22 @@ class QuantizedLinear(nn.Layer):
         scale, dtype, x = scale_of(self.stored, self.how)[0], x.dtype, x.astype("float32")
         if self.activations == STATIC:
             step = self.act_scale.astype("float32")
-            return (self._integer_product(_rounded(x, step)) * (step * scale)).astype(dtype)
+            return (self._integer_product(self.rounded(x, step)) * (step * scale)).astype(dtype)
         rows = x.reshape([-1, self.in_features])
         beyond = (rows.abs() > OUTLIER).any(axis=0)
         columns = paddle.nonzero(beyond).flatten()
         rest = paddle.where(beyond, paddle.zeros_like(rows), rows) if columns.shape[0] else rows
         largest = rest.abs().max(axis=1, keepdim=True)
         step = paddle.where(largest == 0, paddle.ones_like(largest), largest) / float(LARGEST_ACTIVATION)
-        y = self._integer_product(_rounded(rest, step)) * step
+        y = self._integer_product(self.rounded(rest, step)) * step
         if columns.shape[0]:
             y = y + self._times_chosen(paddle.index_select(rows, columns, axis=1), columns)
         return (y * scale).reshape([*x.shape[:-1], self.out_features]).astype(dtype)
+
+    @staticmethod
+    def rounded(x: paddle.Tensor, step: paddle.Tensor) -> paddle.Tensor:
+        """Return the codes of an input for a given step, in its own type."""
+        return paddle.clip(paddle.round(x / step), -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
     def _times_chosen(self, x: paddle.Tensor, columns: paddle.Tensor) -> paddle.Tensor:
         """Multiply [n, c] by the rows of codes that c inputs have."""
@@ -210,10 +254,6 @@ class QuantizedLinear(nn.Layer):
         """Say size and format where the model is printed."""
         group = f", group_size={self.how.group_size}" if self.how.group_size else ""
         return f"{self.in_features}, {self.out_features}, {self.how.name}{group}"
-
-
-def _rounded(x: paddle.Tensor, step: paddle.Tensor) -> paddle.Tensor:
-    return paddle.clip(paddle.round(x / step), -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
 
 class _Product(PyLayer):

@@ -26,6 +26,7 @@ from paddlesft.models.load import paddle_directory
 from paddlesft.models.pdparams import write_pdparams
 from paddlesft.models.provenance import FILE as PROVENANCE
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
+from paddlesft.models.quantized.origin import refuse_quantized
 from paddlesft.models.shapes import Skeleton, skeleton_of
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.tensor_division import (
@@ -87,7 +88,7 @@ def split_shards(
 
     Raises:
         CheckpointError: the degrees do not divide the model; everything that is wrong, at once.
-        ModelDirectoryError: ``path`` is no model and no adapter.
+        ModelDirectoryError: ``path`` is no model and no adapter, or its weights are quantized.
         UserError: ``output`` has content and ``overwrite`` is false.
     """
     began = time.perf_counter()
@@ -107,6 +108,7 @@ def split_shards(
         weights, ending = read_adapter(path).tensors, "pdparams"
     else:
         path = paddle_directory(path)
+        refuse_quantized(path, "to divide them among cards")
         config = own = read_config(path)
         weights = stored_weights(path)
     family, skeleton = family_of(config), skeleton_of(without_degrees(config))

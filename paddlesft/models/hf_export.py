@@ -16,6 +16,7 @@ from paddlesft.models.hf_layouts.layout import HEAD, Layout
 from paddlesft.models.hf_layouts.tensor_pairs import hugging_face_tensors
 from paddlesft.models.load import load_config, paddle_directory
 from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.quantized.origin import refuse_quantized
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.weights import TORCH_LAYOUT, NewTensor, write_weights
 
@@ -35,9 +36,11 @@ def write_hugging_face(src: str | Path, dst: str | Path, overwrite: bool = False
         ``dst``; every tensor has the dtype that it has in ``src``.
 
     Raises:
-        ModelDirectoryError: the model's family cannot be converted, or its weights do not fit the config.
+        ModelDirectoryError: the model's family cannot be converted, its weights are quantized, or they do not fit the
+            config.
     """
     src = paddle_directory(src)
+    refuse_quantized(src, "for Hugging Face's layout")
     config = load_config(src)
     layout = family_of(config).hugging_face_layout()
     stored = stored_weights(src)

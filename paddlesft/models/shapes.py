@@ -35,9 +35,21 @@ def skeleton_of(config: Mapping[str, Any]) -> Skeleton:
 
     Args:
         config: content of a PaddleNLP config.json.
+
+    Raises:
+        ModelDirectoryError: it is that of a model with quantized weights, which have other names and shapes.
     """
     import paddle
     import paddlenlp.transformers as zoo
+
+    from paddlesft.models.quantized.directory import read_records
+
+    if read_records(config, "config.json"):
+        raise ModelDirectoryError(
+            "config.json says that the weights are quantized; such models are neither divided nor put together from "
+            "parts. Give the float model that this one was made from; a whole quantized directory can be used and "
+            "copied as it is."
+        )
     from paddlenlp.transformers.model_utils import no_init_weights
 
     family = family_of(config)

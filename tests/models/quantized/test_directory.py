@@ -13,6 +13,8 @@ import pytest
 from paddle import nn
 
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.inference.generation import generate
+from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.models.decoders import decoder_of
 from paddlesft.models.families import FAMILIES
 from paddlesft.models.load import load_model, save_model_directory
@@ -20,6 +22,7 @@ from paddlesft.models.quantized.directory import KEY, put_layer, quantized_layer
 from paddlesft.models.quantized.formats import WeightFormat, quantize
 from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.weights import read_weights
+from tests.tiny_quantized import write_quantized
 
 INT4 = WeightFormat("int4")
 
@@ -61,6 +64,28 @@ def test_how_activations_are_rounded_is_kept(tiny_llama: Path, tmp_path: Path, a
     loaded = load_model(tmp_path)
     assert {layer.activations for layer in quantized_layers(loaded).values()} == {activations}
     np.testing.assert_array_equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "awq"])
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+def test_tokens_are_those_of_the_float_model_with_the_dequantized_weights(
+    name: str, kind: str, tiny_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Biases are equal by construction: these kinds neither shift inputs nor touch biases."""
+    model, plain = (
+        load_model(write_quantized(tmp_path / "quantized", tiny_family(name), kind)),
+        load_model(tiny_family(name)),
+    )
+    layers = quantized_layers(model)
+    for part, linear in plain.named_sublayers():
+        if part in layers:
+            linear.weight.set_value(layers[part].dequantized())
+    np.testing.assert_allclose(logits(model), logits(plain), rtol=1e-3, atol=1e-4)
+    decoder = decoder_of(model)
+    prompts = [decoder.as_prompt(list(range(5, 15))), decoder.as_prompt(list(range(30, 34)))]
+    options = SamplingOptions(max_new_tokens=8)
+    found, wanted = ([reply.token_ids for reply in generate(one, prompts, options)] for one in (model, plain))
+    assert found == wanted and len(found[0]) == 8
 
 
 def test_disk_holds_the_codes_and_nothing_else(tiny_llama: Path, tmp_path: Path) -> None:

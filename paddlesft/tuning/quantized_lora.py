@@ -51,8 +51,9 @@ class QuantizedLoRALinear(QuantizedLinear):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Compute the layer with its adapter: [..., i] -> [..., o], in the type of ``x``."""
         kept = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        low_rank = kept @ self.lora_A.astype(x.dtype) @ self.lora_B.astype(x.dtype)
-        return super().forward(x) + low_rank * self.scaling
+        reduced = kept @ self.lora_A.astype(x.dtype) * self.scaling
+        y = super().forward(x)
+        return y + reduced.astype(y.dtype) @ self.lora_B.astype(y.dtype)
 
 
 class MixedLoRAModel(LoRAModel):

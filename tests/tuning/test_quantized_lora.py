@@ -239,6 +239,19 @@ def test_the_fast_layers_give_the_same_gradients(keys: tuple[str, ...]) -> None:
         assert np.abs(array).max() > 0, name
 
 
+def test_mixed_precision_rounds_what_goes_in_not_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs; the CPU has no mixed precision, so what paddle says there is put in, with a type that the CPU has."""
+    layer = QuantizedLinear.of(nn.Linear(32, 16), NF4)
+    x = paddle.randn([3, 32])
+    expected = layer(x.astype("float64"))
+    answers = iter([True, False])
+    monkeypatch.setattr(paddle, "is_autocast_enabled", lambda: next(answers))
+    monkeypatch.setattr(paddle, "get_autocast_gpu_dtype", lambda: "float64")
+    found = layer(x)
+    assert found.dtype == expected.dtype == paddle.float64
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
 def test_recompute_gives_the_same_gradients(tmp_path: Path) -> None:
     plain, again = (
         small_run(tmp_path / key, "lora=true", f"recompute={key}", "max_steps=4", model=quantized(NF4))

@@ -16,6 +16,7 @@ from paddle.autograd import PyLayer
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from paddlesft.models.fast.primitives import matmul
+from paddlesft.models.quantized.linear import QuantizedLinear
 
 
 class Projection(NamedTuple):
@@ -100,6 +101,11 @@ def projection_of(layer: nn.Layer) -> Projection | None:
     return Projection(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
 
 
+def is_quantized(layer: nn.Layer) -> bool:
+    """Return whether a layer is quantized, with or without an adapter; such a layer runs by itself, on any rows."""
+    return isinstance(layer, QuantizedLinear) and not layer._forward_pre_hooks and not layer._forward_post_hooks
+
+
 def drops_out(layer: nn.Layer) -> bool:
     """Return whether a LoRA layer drops inputs of its adapter now."""
     return isinstance(getattr(layer, "lora_dropout", None), nn.Dropout) and layer.lora_dropout.training
@@ -113,8 +119,11 @@ def linears(x: Tensor, layers: list[nn.Layer]) -> list[Tensor] | None:
         layers: the layers, each [i] -> [o].
 
     Returns:
-        One float32 [n, o] per layer, or None where a layer has to run by itself (see ``projection_of``).
+        One float32 [n, o] per layer, or None where a layer has to run by itself (see ``projection_of``) and is not
+        quantized, or not all are.
     """
+    if all(is_quantized(layer) for layer in layers):
+        return [layer(x) for layer in layers]
     projections = [projection_of(layer) for layer in layers]
     if None in projections:
         return None

@@ -14,6 +14,8 @@ from paddlesft.models.families import FAMILIES
 from paddlesft.models.load import load_model
 from paddlesft.models.quantized.directory import quantized_layers
 from paddlesft.models.quantized.linear import QuantizedLinear
+from paddlesft.quantization import quantize_layer as module
+from paddlesft.quantization.inputs import Moments
 from paddlesft.quantization.layer_walk import LayerWalk
 from paddlesft.quantization.quantize_layer import LinearResult, quantize_layer
 from paddlesft.quantization.recipe import Recipe
@@ -64,6 +66,34 @@ def test_families(name: str, quant_type: str, tiny_family: Callable[[str], Path]
     model = load_model(tiny_family(name))
     results = quantize_model(model, Recipe(quant_type, smooth=True, shift=True))
     assert len(results) >= 8 and max(one.error for one in results) < 0.01
+
+
+def test_linears_with_the_same_input_share_its_hessian(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Moments] = []
+
+    class Counted(Moments):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(module, "Moments", Counted)
+    model = load_model(tiny_llama)
+    quantize_model(model, Recipe("weight_only_int4", gptq=True))
+    assert len(made) == 2 * 4  # queries, keys and values; their output; gate and up; down
+    tokens = sum(batch["attention_mask"].sum() for batch in batches(model))
+    assert {one.tokens for one in made} == {tokens}
+
+
+def test_shared_hessian_rounds_as_one_of_its_own(tiny_llama: Path) -> None:
+    """Values, whose Hessian is that of the queries, are rounded as they are where they are the only Linear."""
+    together, alone = load_model(tiny_llama), load_model(tiny_llama)
+    first = r"llama\.layers\.0\.self_attn\.v_proj"
+    quantize_model(together, Recipe("weight_only_int4", gptq=True, awq=True, clip=True))
+    quantize_model(alone, Recipe("weight_only_int4", gptq=True, awq=True, clip=True, skip=(rf"(?!{first}).*",)))
+    name = first.replace("\\", "")
+    assert list(quantized_layers(alone)) == [name]
+    ours, theirs = (quantized_layers(model)[name].quant_weight.numpy() for model in (together, alone))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_skipped_layers_stay_and_others_get_their_own_format(tiny_llama: Path) -> None:

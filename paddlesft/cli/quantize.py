@@ -199,7 +199,7 @@ def _show(display: _Display, report: QuantReport, most: float | None) -> int:
     )
     display.print()
     display.print(_size_table(report))
-    display.print(f"most memory held: {_megabytes(report.peak_memory)}")
+    display.print(f"most memory held meanwhile: {report.peak_memory / 1e6:,.0f} MB")
     display.print("\nlargest errors of a layer's output:")
     for one in report.worst[:5]:
         display.print(f"  {one.error**0.5:7.2%}  {one.name} ({one.format})")
@@ -238,12 +238,12 @@ def _quality_table(report: QuantReport) -> object:
 
 def _size_table(report: QuantReport) -> object:
     before, after = report.before.sizes, report.after.sizes
-    table = _table("", "disk before", "disk after", "", "memory before", "memory after", "")
+    table = _table("MB", "on disk", "", "in memory", "")
 
     def row(name: str, *pairs: tuple[int, int]) -> None:
         cells = []
         for a, b in pairs:
-            cells += [_megabytes(a), _megabytes(b), f"{b / a:.0%}" if a else ""]
+            cells += [f"{a / 1e6:,.1f} → {b / 1e6:,.1f}", f"{b / a:.0%}"] if a else ["-", ""]
         table.add_row(name, *cells)
 
     for kind in after.memory_of:
@@ -254,10 +254,6 @@ def _size_table(report: QuantReport) -> object:
         )
     row("all", (before.disk, after.disk), (before.memory, after.memory))
     return table
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count else "-"
 
 
 def _duration(seconds: float) -> str:

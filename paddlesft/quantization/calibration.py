@@ -125,7 +125,7 @@ def read_rows(
         held, order = read, order[len(order) - spare :]
     else:
         return rows
-    rows.held_out, report = _drawn(held, order, measured, renderer, data, own or "train", exactly=True)
+    rows.held_out, report = _drawn(held, order, measured, renderer, data, own or "train")
     rows.held_out_files = report.files
     if own is None:
         warn(
@@ -142,7 +142,6 @@ def _drawn(
     renderer: Renderer,
     data: Any,
     split: str,
-    exactly: bool = False,
 ) -> tuple[SFTDataset, Any]:
     """Render conversations in an order until there are enough rows; some may be dropped for their length."""
     count = wanted
@@ -150,9 +149,14 @@ def _drawn(
         part = replace(read, conversations=[read.conversations[i] for i in order[:count]])
         if not part.conversations and not read.problems:
             raise DataError(f"No row of {', '.join(map(str, read.files))} can be used.")
-        rows, report = render_conversations(part, renderer, data, split)
-        if exactly or len(rows) >= wanted or count >= len(order):
-            return rows, report
+        try:
+            rows, report = render_conversations(part, renderer, data, split)
+        except DataError:  # all of these are dropped, or some are bad, which comes up again when all are looked at
+            if count >= len(order):
+                raise
+        else:
+            if len(rows) >= wanted or count >= len(order):
+                return rows, report
         count *= 2
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paddlesft.config.quantization import weight_format
 from paddlesft.errors import ConfigError
+from paddlesft.models.quantized.formats import TABLES
 from paddlesft.quantization.recipe import Recipe
 from paddlesft.quantization.smoothing import PieceSearch
 
@@ -38,7 +39,7 @@ def configured_recipe(run_config: RunConfig) -> Recipe:
     return Recipe(
         quant_type=config.quant_type,
         group_size=config.group_size,
-        double_quantization=run_config.model.weight_double_quant,
+        double_quantization=run_config.model.weight_double_quant and config.quant_type in TABLES,
         skip=tuple(config.skip_list_names),
         other_formats=tuple((name, weight_format(form)) for name, form in (config.mixed_precision or {}).items()),
         gptq=config.do_gptq,
@@ -61,10 +62,11 @@ def configured_recipe(run_config: RunConfig) -> Recipe:
     )
 
 
-def refuse_patterns_without_layers(recipe: Recipe, names: Collection[str]) -> None:
+def refuse_patterns_without_layers(run_config: RunConfig, recipe: Recipe, names: Collection[str]) -> None:
     """Refuse patterns that fit no layer: they would do nothing, and nobody would know.
 
     Args:
+        run_config: says where they were given.
         recipe: whose ``skip`` and ``other_formats`` are looked at.
         names: of the Linear layers of the model.
 
@@ -79,7 +81,8 @@ def refuse_patterns_without_layers(recipe: Recipe, names: Collection[str]) -> No
             if any(re.fullmatch(pattern, name) for name in names):
                 continue
             near = _nearest(pattern, names, parts)
-            problems.append(f"{key}: {pattern!r} fits the whole name of no Linear layer.{near}")
+            place = run_config.origins[key].place
+            problems.append(f"{place}: {key}: {pattern!r} fits the whole name of no Linear layer.{near}")
     if problems:
         raise ConfigError("\n".join([*problems, f"The model has (N: number of a layer) {', '.join(parts)}."]))
 

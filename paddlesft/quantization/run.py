@@ -30,7 +30,7 @@ from paddlesft.quantization.quantize_layer import LinearResult
 from paddlesft.quantization.quantize_model import layers_kept, quantize_model
 from paddlesft.quantization.recipe import Recipe
 from paddlesft.quantization.report import Measured, Quality, QuantReport, logit_difference
-from paddlesft.quantization.sizes import peak_memory, sizes_of
+from paddlesft.quantization.sizes import peak_memory, sizes_of, stored_dtype
 from paddlesft.training.evaluation import evaluate_sums, evaluation_batches, number_of_batches
 from paddlesft.training.run_inputs import template_file_of
 from paddlesft.training.run_renderer import RunRenderer, read_renderer
@@ -88,7 +88,7 @@ def quantize(run_config: RunConfig, watcher: Watcher | None = None) -> QuantRepo
     _announce(rows, calibrates, config.hidden_size, watcher)
 
     model = load_model(base, dtype=_dtype(run_config))
-    formats = _formats(model, recipe)
+    formats = _formats(model, run_config, recipe)
     refuse_not_finite(model, base)
     _refuse_full_disk(output, model, formats)
     measured = (run_config, rendering.renderer.pad_token_id, rows.held_out, watcher)
@@ -109,7 +109,7 @@ def quantize(run_config: RunConfig, watcher: Watcher | None = None) -> QuantRepo
     seen = _seen(rows.calibration) if calibrates else {}
     with new_directory(output, overwrite=overwrite) as scratch:
         dtype = str(model.config.dtype)
-        stored = config.dtype if dtype == "float32" else dtype
+        stored = stored_dtype(base, dtype) if dtype == "float32" else dtype
         _write(scratch, model, run_config, rendering, stored, {
             "base": facts,
             "quant_type": recipe.quant_type,
@@ -191,10 +191,10 @@ def _dtype(run_config: RunConfig) -> str | None:
     return run_config.model.dtype or pure
 
 
-def _formats(model: nn.Layer, recipe: Recipe) -> dict[str, WeightFormat]:
+def _formats(model: nn.Layer, run_config: RunConfig, recipe: Recipe) -> dict[str, WeightFormat]:
     """Return the format that each Linear will have, by its name; refuse patterns that fit none."""
     linears = decoder_linears(model)
-    refuse_patterns_without_layers(recipe, linears)
+    refuse_patterns_without_layers(run_config, recipe, linears)
     return {name: how for name in linears if (how := recipe.format_of(name)) is not None}
 
 

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from paddlesft.models.load import without_second_names
-from paddlesft.models.weights import read_weights
+from paddlesft.models.weights import DTYPE, read_weights
 
 QUANTIZED, EMBEDDINGS, NORMS, REST = "quantized layers", "embeddings", "norms", "head and others"
 KINDS = (QUANTIZED, EMBEDDINGS, NORMS, REST)
@@ -44,8 +44,7 @@ def sizes_of(model: nn.Layer, directory: Path, quantized: Collection[str]) -> Si
         quantized: names of the Linear layers that are, or will be, quantized.
     """
     kinds = _kinds(model, quantized)
-    files = [path for path in directory.iterdir() if path.suffix in (".safetensors", ".pdparams")]
-    sizes = Sizes(sum(path.stat().st_size for path in files))
+    sizes = Sizes(disk_of(directory))
     for name, tensor in without_second_names(model).items():
         sizes.memory += (count := int(np.prod(tensor.shape)) * tensor.element_size())
         sizes.memory_of[kinds[name]] = sizes.memory_of.get(kinds[name], 0) + count
@@ -53,6 +52,25 @@ def sizes_of(model: nn.Layer, directory: Path, quantized: Collection[str]) -> Si
         kind = kinds.get(name, REST)
         sizes.disk_of[kind] = sizes.disk_of.get(kind, 0) + tensor.end - tensor.begin
     return sizes
+
+
+def disk_of(directory: Path) -> int:
+    """Return the bytes of a directory's files of weights."""
+    return sum(path.stat().st_size for path in directory.iterdir() if path.suffix in (".safetensors", ".pdparams"))
+
+
+def stored_dtype(directory: Path, default: str) -> str:
+    """Return the type that most of a directory's weights are stored in; config.json may say another one.
+
+    Args:
+        directory: of the model.
+        default: for files that do not say it.
+    """
+    counts: dict[str, int] = {}
+    for tensor in read_weights(directory)[0].values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.end - tensor.begin
+    names = {code: name for name, code in DTYPE.items()}
+    return names.get(max(counts, key=lambda code: counts[code]), default) if counts else default
 
 
 def peak_memory() -> int:

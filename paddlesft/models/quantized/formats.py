@@ -217,16 +217,15 @@ def _halves(pairs: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
 
 def _looked_up(pairs: paddle.Tensor, how: WeightFormat) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Return the values of the codes in the lower and upper halves of bytes: each byte is looked up as it is."""
-    index = pairs.astype("int32").reshape([-1])
-    tables = (paddle.to_tensor(table, place=pairs.place) for table in _byte_tables(how.name))
-    low, high = (paddle.gather(table, index).reshape(pairs.shape) for table in tables)
-    return low, high
+    table = paddle.to_tensor(_values_of_bytes(how.name), place=pairs.place)
+    both = paddle.gather(table, pairs.astype("int32").reshape([-1])).reshape([*pairs.shape, 2])
+    return both[:, :, 0], both[:, :, 1]
 
 
 @cache
-def _byte_tables(name: str) -> tuple[np.ndarray, np.ndarray]:
+def _values_of_bytes(name: str) -> np.ndarray:
     table, every_byte = np.asarray(TABLES[name], dtype=np.float32), np.arange(256)
-    return table[every_byte % 16], table[every_byte // 16]
+    return np.stack([table[every_byte % 16], table[every_byte // 16]], axis=1)
 
 
 def scale_of(stored: Mapping[str, paddle.Tensor], how: WeightFormat) -> paddle.Tensor:

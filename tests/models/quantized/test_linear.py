@@ -48,6 +48,20 @@ def test_large_layers_are_computed_block_by_block(how: WeightFormat, monkeypatch
     np.testing.assert_allclose(x.grad.numpy(), np.tile(whole.numpy().sum(axis=1), (5, 1)), atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "how", [INT8, WeightFormat("int4", 64), WeightFormat("nf4", 64, True)], ids=lambda how: how.name
+)
+def test_float_weights_are_never_there_at_once(how: WeightFormat) -> None:
+    """2048 x 4096 numbers of 32 bits are 32 MiB; a block of them, in all its stages, needs less than 14."""
+    made = QuantizedLinear(2048, 4096, how)
+    x = paddle.randn([1, 2048])
+    x.stop_gradient = False
+    before = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+    paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
+    made(x).sum().backward()
+    assert paddle.base.core.host_memory_stat_peak_value("Allocated", 0) - before < 14 * 2**20
+
+
 @pytest.mark.parametrize("activations", ["", "static", "dynamic"])
 def test_no_tokens_are_no_error(activations: str) -> None:
     assert rounding_layer(activations)(paddle.zeros([2, 0, 64])).shape == [2, 0, 16]
@@ -71,6 +85,16 @@ def test_other_types_of_the_model_leave_codes_and_scales_as_they_are(how: Weight
         np.testing.assert_allclose(
             made(x).numpy(), paddle.matmul(x, made.dequantized().astype(dtype)).numpy(), atol=1e-6
         )
+
+
+def test_layers_of_a_model_of_16_bits_keep_scales_of_32() -> None:
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype("float16")
+    try:
+        made = QuantizedLinear(64, 16, INT8, bias=True, activations="static", reshaped_input=True)
+    finally:
+        paddle.set_default_dtype(before)
+    assert {str(t.dtype) for name, t in made.state_dict().items() if name != "quant_weight"} == {"paddle.float32"}
 
 
 def test_weights_are_not_trained() -> None:

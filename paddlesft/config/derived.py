@@ -77,6 +77,9 @@ def _quantization(run: RunConfig) -> None:
         run.derive("quant_type", "weight_only_int4", f"{method} rounds weights only")
     if config.asked and config.weight_quant_method == "groupwise" and config.group_size is None:
         run.derive("group_size", GROUPWISE, "weight_quant_method is groupwise")
+    whole = config.group_size is None and not run.was_set("weight_quant_method")
+    if config.do_awq and whole and config.quant_type == "weight_only_int4":
+        run.derive("group_size", GROUPWISE, "do_awq helps weights whose scales are those of groups")
 
 
 def _evaluation(run: RunConfig) -> None:

@@ -65,7 +65,7 @@ class QuantizationConfig:
     group_size: int | None = field(
         None,
         "Inputs of a layer that share a scale; 0: one scale for each output. Unset: 64 for nf4 and fp4, "
-        f"{GROUPWISE} with weight_quant_method groupwise, else 0.",
+        f"{GROUPWISE} with weight_quant_method groupwise and for do_awq with int4, else 0.",
         minimum=0,
     )
     act_quant_method: Literal["abs_max", "avg"] = field("avg", "How the scales of activations are found (a8w8).")

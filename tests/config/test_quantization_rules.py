@@ -219,6 +219,17 @@ def test_derived_values() -> None:
     assert load().quantization.quant_type == "a8w8"
 
 
+def test_awq_gets_groups_unless_told_otherwise() -> None:
+    def group_size(*overrides: str) -> int | None:
+        return load("do_ptq=false", "do_awq=true", *overrides).quantization.group_size
+
+    assert group_size() == 128
+    assert group_size("group_size=0") == 0
+    assert group_size("weight_quant_method=abs_max_channel_wise") is None
+    assert group_size("quant_type=weight_only_int8") is None
+    assert group_size("quant_type=nf4") is None
+
+
 def test_spellings_of_formats() -> None:
     assert [weight_format(one) for one in ("INT8", "weight-only-int4", "WINT4", "nf4", "int3")] == [
         "int8", "int4", "int4", "nf4", None,

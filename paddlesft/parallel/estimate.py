@@ -107,12 +107,20 @@ def _stage_memory(layout: Layout, plan: TensorPlan, work: Workload, stage: int) 
         activations += int(mask_bytes(layout, work) * flying / max(layers, 1))
     return Memory(
         stage=stage,
-        weights=_divided(held * work.weight_bytes, parts[2]),
+        weights=_divided(held * work.weight_bytes, parts[2]) - _saved_by_codes(plan, work, layers),
         gradients=_divided(trained * work.gradient_bytes, parts[1]),
         optimizer=_divided(trained * work.state_bytes, parts[0]),
         activations=activations,
         logits=logit_bytes(layout, plan, work) if stage == layout.pipeline - 1 else 0,
     )
+
+
+def _saved_by_codes(plan: TensorPlan, work: Workload, layers: int) -> int:
+    """Return the bytes that layers save by quantized matrices, which no layout divides."""
+    if work.quantized_bytes is None:
+        return 0
+    numbers = sum(tensor.size for tensor in plan.layer if len(tensor.shape) == 2)
+    return int(layers * numbers * (work.weight_bytes - work.quantized_bytes))
 
 
 def _divided(size: int, parts: int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from paddlesft.models.tensor_plans import PlannedTensor, TensorPlan
 
 if TYPE_CHECKING:
+    from paddlesft.config.model import ModelConfig
     from paddlesft.config.resolve import RunConfig
     from paddlesft.models.family import Family
 
@@ -35,6 +36,8 @@ class Workload:
         divided_logits: the logits of a divided vocabulary stay divided, as the trainer leaves them.
         regather: inputs that sequence parallelism gathers are gathered again in the backward pass instead of kept
             (``recompute_allgather`` of Paddle's ``mp_configs``, which no key of PaddleNLP sets).
+        quantized_bytes: of a number in the decoder layers' matrices of a base that ``weight_quantize_algo`` quantizes,
+            its share of a scale included; None where they are like all others.
     """
 
     length: int = 2048
@@ -52,6 +55,7 @@ class Workload:
     flash_attention: bool = False
     divided_logits: bool = False
     regather: bool = False
+    quantized_bytes: float | None = None
 
     def trained(self, tensors: Iterable[PlannedTensor], t: int) -> int:
         """Return how many trained numbers one of ``t`` tensor-parallel processes holds for these weights.
@@ -119,4 +123,15 @@ def workload_of(run: RunConfig, family: Family, plan: TensorPlan) -> Workload:
         recompute=training.recompute_granularity if training.recompute else "none",
         flash_attention=model.use_flash_attention,
         divided_logits=True,
+        quantized_bytes=_quantized_bytes(model),
     )
+
+
+def _quantized_bytes(model: ModelConfig) -> float | None:
+    algorithm = model.weight_quantize_algo
+    if not algorithm:
+        return None
+    if algorithm.startswith("weight_only"):  # one scale for each output is next to nothing
+        return 1.0 if algorithm.endswith("8") else 0.5
+    scale = 1 + 4 / model.weight_double_quant_block_size if model.weight_double_quant else 4
+    return 0.5 + scale / model.weight_blocksize

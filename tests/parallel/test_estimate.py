@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddlesft.models.families import FAMILIES, family_named
+from paddlesft.models.paddle_config import read_paddle_config
 from paddlesft.models.tensor_plans import PlannedTensor, TensorPlan
 from paddlesft.parallel.estimate import (
     estimate_memory,
@@ -21,8 +23,9 @@ from paddlesft.parallel.estimate import (
     worst_card,
 )
 from paddlesft.parallel.layout import Layout
-from paddlesft.parallel.workload import Workload
+from paddlesft.parallel.workload import Workload, workload_of
 from tests.models.test_tensor_plans import tiny_config
+from tests.parallel.layout_requests import run_with
 
 HALF = Workload(weight_bytes=2, gradient_bytes=2, state_bytes=12, activation_bytes=2, score_bytes=2)
 
@@ -152,3 +155,19 @@ def test_ranks_hold_every_number_of_a_model_together(family: object, t: int, p: 
     whole = sum(tensor.size * (t if tensor.split is None else 1) for tensor in plan.tensors())
     copies = plan.table.size if p > 1 and not plan.head else 0
     assert sum(held) * t == whole + copies
+
+
+@pytest.mark.parametrize("keys", [{}, {"weight_double_quant": True}, {"weight_blocksize": 32}])
+def test_codes_and_scales_of_a_quantized_base_are_counted(tiny_llama: Path, keys: dict[str, object]) -> None:
+    """Against the tensors of the loaded model."""
+    from paddlesft.models.load import load_model
+    from paddlesft.tuning.prepare import base_format, prepare_for_tuning
+
+    run = run_with(lora=True, weight_quantize_algo="nf4", **keys)
+    config, family = read_paddle_config(tiny_llama)
+    plan = family.plan(config)
+    (memory,) = estimate_memory(Layout(layers=plan.layers), plan, workload_of(run, family, plan))
+    model = prepare_for_tuning(load_model(tiny_llama, quantize=base_format(run)), run)
+    tensors = {id(tensor): tensor for tensor in model.model.state_dict().values()}.values()
+    held = sum(tensor.numel().item() * tensor.element_size() for tensor in tensors)
+    assert memory.weights == pytest.approx(held, rel=1e-3)

@@ -169,8 +169,7 @@ class QuantizedLinear(nn.Layer):
         self._restore_codes()
         if self.activations:
             return self._with_rounded_activations(x)
-        y = _Product.apply(x, self)
-        return y * scale_of(self.stored, self.how)[0].astype(x.dtype) if self._scaled_after(x.dtype) else y
+        return _Product.apply(x, self)
 
     def _scaled_after(self, dtype: Any) -> bool:
         """Whether the scales are left to the output; float16 might overflow before they come."""
@@ -264,11 +263,16 @@ class _Product(PyLayer):
         ctx.layer = layer
         ctx.dtype = x.dtype
         rows = x.reshape([x.size // layer.in_features, layer.in_features])
-        return layer._times_factor(rows, 0, layer.in_features).reshape([*x.shape[:-1], layer.out_features])
+        y = layer._times_factor(rows, 0, layer.in_features)
+        if layer._scaled_after(x.dtype):  # in here, so that no unscaled copy is kept for the backward pass
+            y = y * scale_of(layer.stored, layer.how)[0].astype(x.dtype)
+        return y.reshape([*x.shape[:-1], layer.out_features])
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
         layer = ctx.layer
         rows = gradient.reshape([gradient.size // layer.out_features, layer.out_features])
+        if layer._scaled_after(rows.dtype):
+            rows = rows * scale_of(layer.stored, layer.how)[0].astype(rows.dtype)
         found = layer._times_transposed(rows).reshape([*gradient.shape[:-1], layer.in_features])
         return found.astype(ctx.dtype)

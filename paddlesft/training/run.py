@@ -19,6 +19,7 @@ from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.pipeline import load_stage
 from paddlesft.models.provenance import base_facts
 from paddlesft.models.quantized.on_load import BASE_ENTRY, entry_of_base
+from paddlesft.models.quantized.origin import in_words
 from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
 from paddlesft.training.arguments import training_arguments
@@ -179,6 +180,7 @@ def _build(
     facts = _provenance(run_config, inputs, method, base)
     if how is not None:
         facts[BASE_ENTRY] = entry_of_base(how)
+        observer.message(f"the base's Linear layers were quantized while they were loaded: {in_words(how)}")
     generation = None
     if run_config.data.eval_with_do_generation:
         write = run_config.data.save_generation_output and is_first_rank()

@@ -38,11 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def go(out: Path, model: Path, data: Path, *overrides: str) -> TrainResult:
+def go(out: Path, model: Path, data: Path, *overrides: str, observer: Recorder | None = None) -> TrainResult:
     keys = [f"model_name_or_path={model}", f"dataset_name_or_path={data}", f"output_dir={out}", "learning_rate=1e-2",
             "per_device_train_batch_size=4", "logging_steps=1", "max_length=64", "src_length=32", "do_train=true",
             "save_strategy=no"]  # fmt: skip
-    return train(load_run_config(None, [*keys, *overrides]))
+    return train(load_run_config(None, [*keys, *overrides]), observer)
 
 
 def measured(out: Path, **where: Path) -> float:
@@ -61,7 +61,12 @@ def test_an_adapter_says_what_its_base_was_and_loads_over_it(
     method: str, keys: tuple[str, ...], tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    result = go(out, tiny_llama, data, f"{method}=true", *NF4, *keys, "do_eval=true", "num_train_epochs=3")
+    told = Recorder()
+    keys = (f"{method}=true", *NF4, *keys, "do_eval=true", "num_train_epochs=3")
+    result = go(out, tiny_llama, data, *keys, observer=told)
+    assert (
+        "the base's Linear layers were quantized while they were loaded: nf4 in groups of 64 with double quantization"
+    ) in told.of("message")
     provenance = read_provenance(out)
     assert format_of_base(provenance) == WeightFormat("nf4", 64, True)
     assert provenance["base_quantization"] == {

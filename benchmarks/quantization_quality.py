@@ -1,7 +1,7 @@
 """What each way of quantizing costs SmolLM2-135M-Instruct, measured on rows that calibration has not seen.
 
     python benchmarks/quantization_quality.py --data path/to/gsm8k
-    python benchmarks/quantization_quality.py --only gptq,awq --rows 32      # on the sample that ships with the package
+    python benchmarks/quantization_quality.py --only 'gptq*,rtn*' --rows 12    # on the sample that ships with the package
 
 Every row is the real model, loaded anew, quantized by the package's own functions (those of `paddlesft quantize`),
 evaluated on the answers of held-out rows, and written to disk. The *outlier model* computes the same as the model, but
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ from paddlesft.quantization.layer_walk import decoder_layers  # noqa: E402
 from paddlesft.quantization.quantize_model import quantize_model  # noqa: E402
 from paddlesft.quantization.recipe import WEIGHTS, Recipe  # noqa: E402
 from paddlesft.quantization.report import logit_difference  # noqa: E402
-from paddlesft.quantization.sizes import disk_of  # noqa: E402
 from paddlesft.quantization.smoothing import PieceSearch  # noqa: E402
 from paddlesft.training.evaluation import evaluate_sums, evaluation_batches  # noqa: E402
 from paddlesft.training.run_renderer import RunRenderer, read_renderer  # noqa: E402
@@ -106,7 +106,7 @@ METHODS = {
 
 def main() -> int:
     options = parse()
-    chosen = [key for key in METHODS if any(part in key.split("-") or part == key for part in options.only or [key])]
+    chosen = [key for key in METHODS if any(fnmatch(key, wanted) for wanted in options.only or "*")]
     chosen = [key for key in chosen if METHODS[key].recipe is None or METHODS[key].recipe.quant_type in WEIGHTS]
     if not chosen:
         print(f"--only: no method fits {','.join(options.only)}; there are {', '.join(METHODS)}.", file=sys.stderr)
@@ -136,7 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="directory with gsm8k's train.jsonl and test.jsonl")
     parser.add_argument("--calibration-rows", type=int, default=64)
     parser.add_argument("--rows", type=int, default=64, help="held-out rows")
-    parser.add_argument("--only", type=lambda text: text.split(","), help="methods, or words in their names")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="methods, e.g. 'gptq*,outlier-smooth'")
     parser.add_argument("--jobs", type=int, default=1, help="methods at a time, each on one thread")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     parser.add_argument("--dry", action="store_true", help="leave docs/quantize.md as it is")
@@ -246,7 +246,7 @@ class Setting:
         error, same = logit_difference(self.logits, logits_of(model, prompts))
         with tempfile.TemporaryDirectory() as scratch:
             save_model_directory(model, self.rendering.tokenizer_directory, Path(scratch), source="benchmark")
-            disk = disk_of(Path(scratch))
+            disk = sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))
         metrics = sums.metrics("eval")
         return {
             "perplexity": metrics["eval_perplexity"],

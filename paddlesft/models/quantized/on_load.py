@@ -103,7 +103,6 @@ def fill_quantizing(model: nn.Layer, directory: Path, how: WeightFormat) -> set[
     """
     stored = stored_weights(directory)
     names = set(stored)
-    dtype = model.config.dtype
     state = model.state_dict()
     wrong = [name for name in state if name in stored and tuple(stored[name].shape) != tuple(state[name].shape)]
     refuse_other_sizes(directory, [(name, list(stored[name].shape), list(state[name].shape)) for name in wrong])
@@ -112,7 +111,8 @@ def fill_quantizing(model: nn.Layer, directory: Path, how: WeightFormat) -> set[
         if weight not in stored:
             continue  # its uninitialized weight is found missing by the caller
         new = QuantizedLinear(*linear.weight.shape, how, bias=linear.bias is not None)
-        new.take(quantize(_tensor(stored[weight].make()).astype(dtype), how))
+        # as stored, not in the model's type: the same codes on every device, in training, inference and merging
+        new.take(quantize(_tensor(stored[weight].make()), how))
         put_layer(model, name, new)
         names = names - {weight} | {f"{name}.{part}" for part in new.stored}
     for name, tensor in model.state_dict().items():

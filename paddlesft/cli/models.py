@@ -13,7 +13,7 @@ from paddlesft.errors import UserError
 if TYPE_CHECKING:
     from paddlesft.models.family import Family
 
-WIDE = 110  # columns of a terminal from which on the table has room for names beside its marks
+WIDE = 120  # columns of a terminal from which on the table has room for names beside its marks
 
 EXAMPLES = """\
 examples:
@@ -49,6 +49,12 @@ def letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
+def halves(word: str) -> str:
+    """Return a word on two lines where it is longer than four letters."""
+    middle = (len(word) + 1) // 2
+    return f"{word[:middle]}\n{word[middle:]}" if len(word) > 4 else word
+
+
 def facts(family: Family, refusals: dict[str, str]) -> dict[str, Any]:
     """Return everything about a family in plain values.
 
@@ -56,16 +62,17 @@ def facts(family: Family, refusals: dict[str, str]) -> dict[str, Any]:
         family: its row.
         refusals: of the capability table.
     """
-    from paddlesft.models.capabilities import NOT_BUILT, UNBUILT, gguf_architectures, upstream_support
+    from paddlesft.models.capabilities import gguf_architectures
 
-    upstream = upstream_support(family)
+    configs = ["sft.yaml", "lora.yaml", *(["pt.yaml"] if family.prefix_tuning else [])]
+    if not family.quantization_refusal:
+        configs += ["ptq.json", "gptq.json", "wint8.json", "qlora.json"]
     return {
         "name": family.name,
         "title": family.title,
         "model_types": list(family.model_types),
         "status": family.status,
-        "capabilities": {key: {"offered": not why, "reason": why} for key, why in refusals.items()}
-        | {key: {"offered": False, "reason": NOT_BUILT, "upstream": upstream[key]} for key in UNBUILT},
+        "capabilities": {key: {"offered": not why, "reason": why} for key, why in refusals.items()},
         "classes": {"model": family.causal_lm, "config": family.config_class, "pipeline": family.pipe_class},
         "tokenizers": list(family.tokenizers),
         "chat_template": family.chat_template,
@@ -73,7 +80,7 @@ def facts(family: Family, refusals: dict[str, str]) -> dict[str, Any]:
         "one_reply_per_row": family.one_reply_per_row,
         "lora_target_modules": list(family.lora_target_modules),
         "gguf_architectures": gguf_architectures(family),
-        "configs": [f"configs/{family.name}/{file}.yaml" for file in ("sft", "lora", "pt")[: 2 + family.prefix_tuning]],
+        "configs": [f"configs/{family.name}/{file}" for file in configs],
     }
 
 
@@ -82,7 +89,7 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from paddlesft.models.capabilities import CAPABILITIES, NOT_BUILT, UNBUILT, short_title
+    from paddlesft.models.capabilities import CAPABILITIES, short_title
 
     console = Console()
     narrow = console.width < WIDE
@@ -90,7 +97,7 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
     grid.add_column("family", no_wrap=True)
     grid.add_column("models", overflow="fold")
     for capability in CAPABILITIES:
-        title = capability.title.replace(" ", "\n") if narrow else capability.title
+        title = "\n".join(map(halves, capability.title.split())) if narrow else capability.title
         grid.add_column(title, justify="center", no_wrap=True)
     for family, refusals in table:
         marks = ["[dim]-[/]" if refusals[capability.key] else "[green]✓[/]" for capability in CAPABILITIES]
@@ -98,7 +105,6 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
     console.print(grid)
     console.print()
     console.print("✓ is proved by the tests. For a family and its reasons: paddlesft models NAME", highlight=False)
-    console.print(f"{NOT_BUILT.capitalize()} for any family: {', '.join(UNBUILT.values())}.", highlight=False)
 
 
 def show_family(family: Family, known: dict[str, Any]) -> None:
@@ -107,7 +113,7 @@ def show_family(family: Family, known: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from paddlesft.models.capabilities import CAPABILITIES, NOT_BUILT, UNBUILT
+    from paddlesft.models.capabilities import CAPABILITIES
 
     console = Console()
     grid = Table(box=None, pad_edge=False, show_header=False)
@@ -139,9 +145,6 @@ def show_family(family: Family, known: dict[str, Any]) -> None:
         row(capability.title, f"no: {why}" if why else f"yes: {capability.meaning}")
     if known["gguf_architectures"]:
         row("", f"GGUF architecture: {', '.join(known['gguf_architectures'])}")
-    for key, title in UNBUILT.items():
-        upstream = known["capabilities"][key]["upstream"]
-        row(title, f"{NOT_BUILT}{f'; {upstream}' if upstream else ''}")
     grid.add_row()
     row("configs", *known["configs"])
     console.print(grid)

@@ -30,15 +30,18 @@ class Entry:
 def find_document(path: str | Path) -> Path:
     """Return the file that a config's path means.
 
-    PaddleNLP's samples are called ``lora_argument.json``, ``sft_argument.json`` and so on, other tools' ``lora.json``.
-    Where no file has that name, it means ours beside it: ``lora.yaml``.
+    PaddleNLP's samples are called ``lora_argument.json``, ``ptq_argument.json`` and so on, other tools' ``lora.json``.
+    Where no file has that name, it means ours beside it: ``lora.yaml``, ``ptq.json``.
 
     Args:
         path: as the user gave it.
     """
     path = Path(path)
-    ours = path.with_name(path.name.removesuffix(".json").removesuffix("_argument") + ".yaml")
-    return ours if path.suffix == ".json" and not path.exists() and ours.is_file() else path
+    if path.suffix != ".json" or path.exists():
+        return path
+    name = path.name.removesuffix(".json").removesuffix("_argument")
+    ours = (path.with_name(f"{name}{ending}") for ending in (".yaml", ".json"))
+    return next((file for file in ours if file.is_file()), path)
 
 
 def read_document(path: str | Path) -> list[Entry]:

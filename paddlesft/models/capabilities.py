@@ -12,7 +12,6 @@ from paddlesft.models.families import FAMILIES
 from paddlesft.models.family import Family
 
 UNPROVEN = "no test has run it yet"
-NOT_BUILT = "not built yet"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,10 @@ def _hugging_face_out(family: Family) -> str:
     return _hugging_face_in(family) or family.hugging_face_layout().export_refusal
 
 
+def _quantization(family: Family) -> str:
+    return family.quantization_refusal or _proven(family)
+
+
 def gguf_architectures(family: Family) -> list[str]:
     """Return the values of a GGUF file's ``general.architecture`` that become a model of this family."""
     from paddlesft.models.gguf_architectures import ARCHITECTURES
@@ -90,12 +93,12 @@ CAPABILITIES = (
     Capability("pipeline", "PP", "流水线", "pipeline parallelism: several cards share the layers", _pipeline),
     Capability("generate", "generate", "生成", "greedy and drawn replies, in batches as one by one", _proven),
     Capability("merge", "merge", "合并", "LoRA is merged, and the result proved equal to the adapter", _proven),
+    Capability("quantize", "quantize", "量化", "A8W8, int8, int4 (by GPTQ too), nf4 and fp4", _quantization),
+    Capability("qlora", "QLoRA", "QLoRA", "LoRA over a base in 4 or 8 bits", _quantization),
     Capability("hf_in", "HF in", "HF 导入", "Hugging Face directories are read", _hugging_face_in),
     Capability("hf_out", "HF out", "HF 导出", "Hugging Face directories are written", _hugging_face_out),
     Capability("gguf", "GGUF in", "GGUF 导入", "GGUF files are imported", _gguf),
 )
-
-UNBUILT = {"quantization": "quantization"}
 
 
 def short_title(family: Family) -> str:
@@ -106,8 +109,3 @@ def short_title(family: Family) -> str:
 def capability_table() -> list[tuple[Family, dict[str, str]]]:
     """Return every family with, for each capability's key, why it is refused (empty: it is offered)."""
     return [(family, {c.key: c.refusal(family) for c in CAPABILITIES}) for family in FAMILIES]
-
-
-def upstream_support(family: Family) -> dict[str, str]:
-    """Return what PaddleNLP brings for what is not built here, in words, by the keys of ``UNBUILT``."""
-    return {"quantization": family.quantization}

@@ -54,7 +54,7 @@ class Family:
         sequence_parallel: its paddlenlp model can divide activations by sequence under tensor parallelism.
         whole_vocabulary: a vocabulary that the tensor-parallel degree does not divide stays whole on every process;
             False: such a degree is impossible.
-        quantization: what PaddleSlim's layers cover, in words; empty where unknown.
+        quantization_refusal: which of its layers cannot be quantized, and why; empty where all can.
         hf_layout: ``module:name`` of the ``Layout`` of its Hugging Face directories, which are converted by it; None:
             they cannot be.
         hf_refusal: why not, and what to do instead, where ``hf_layout`` is None.
@@ -97,7 +97,7 @@ class Family:
     tensor_parallel: bool = True
     sequence_parallel: bool = False
     whole_vocabulary: bool = False
-    quantization: str = ""
+    quantization_refusal: str = ""
     hf_layout: str | None = None
     hf_refusal: str = ""
     num_layers_key: str = "num_hidden_layers"

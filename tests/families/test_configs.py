@@ -19,6 +19,9 @@ import pytest
 
 from paddlesft.config import load_run_config
 from paddlesft.models.families import FAMILIES, family_named
+from paddlesft.models.load import load_model
+from paddlesft.models.quantized.directory import quantized_layers
+from paddlesft.quantization.run import quantize
 from paddlesft.training.run import train
 from tests.tiny_families import write_tiny_family
 
@@ -27,6 +30,11 @@ CONFIGS = {f"{family.name}-{path.stem}": path
            for family in FAMILIES for path in sorted((REPO / "configs" / family.name).glob("*.yaml"))
            if "# what the cards share" not in path.read_text(encoding="utf-8")}  # fmt: skip
 each_config = pytest.mark.parametrize("path", CONFIGS.values(), ids=CONFIGS)
+EMBEDDED = "smollm2"  # a model, not a family: Llama is its family
+JSON_KINDS = ("ptq", "gptq", "wint8", "qlora")
+JSON_CONFIGS = {f"{name}-{kind}": REPO / "configs" / name / f"{kind}.json"
+                for name in (*(family.name for family in FAMILIES), EMBEDDED) for kind in JSON_KINDS}  # fmt: skip
+each_json_config = pytest.mark.parametrize("path", JSON_CONFIGS.values(), ids=JSON_CONFIGS)
 
 COUNTRIES = ["Peru", "Chile", "Japan", "Kenya", "Spain", "Italy", "Egypt", "Ghana"]
 ROWS = [{"src": f"Question {i}: where is {name}?", "tgt": f"{name} is on the map."}
@@ -53,12 +61,18 @@ def model_for(tiny_family: Callable[[str], Path], tmp_path_factory: pytest.TempP
         return write_tiny_family(name, root / name, **{family_named(name).context_key: length})
 
     def find(path: Path) -> Path:
-        name = path.parent.name
+        name = "llama" if path.parent.name == EMBEDDED else path.parent.name
         if family_named(name).positions_end:
             return long_one(name, load_run_config(path).data.max_length)
         return tiny_family(name)
 
     return find
+
+
+def positions(path: Path) -> str:
+    """The values of the keys on which a JSON config and sft.yaml beside it have to agree."""
+    run = load_run_config(path)
+    return f"{run.data.src_length} {run.data.max_length} {run.training.bf16} {run.data.dataset_name_or_path}"
 
 
 def head(path: Path) -> list[str]:
@@ -150,6 +164,45 @@ def test_the_model_comes_from_where_it_can_be_read(path: Path) -> None:
         assert family_named(path.parent.name).hf_layout is not None
 
 
+def test_every_json_config_is_looked_at() -> None:
+    assert set((REPO / "configs").glob("*/*.json")) == set(JSON_CONFIGS.values())
+
+
+@each_json_config
+def test_a_json_config_runs_on_the_tiny_model(
+    path: Path, data: Path, model_for: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    keys = [f"model_name_or_path={model_for(path)}", f"output_dir={tmp_path / 'out'}", "device=cpu"]
+    keys += [f"dataset_name_or_path={data}"] + ["eval_dataset_path=null"] * (path.parent.name == EMBEDDED)
+    if path.stem == "qlora":
+        result = train(load_run_config(path, [*keys, "max_steps=2"]))
+        assert result.steps == 2 and result.metrics["eval_loss"] > 0
+        told = json.loads((tmp_path / "out" / "paddlesft.json").read_text(encoding="utf-8"))["base_quantization"]
+        assert (told["format"], told["double_quantization"]) == ("nf4", True)
+    else:
+        report = quantize(load_run_config(path, keys))
+        how = {"ptq": "a8w8", "gptq": "weight_only_int4", "wint8": "weight_only_int8"}
+        assert report.quant_type == how[path.stem] and ("GPTQ" in report.method) == (path.stem == "gptq")
+        assert report.before.quality and report.after.quality  # measured on rows of its own, no notice needed
+        assert len(quantized_layers(load_model(tmp_path / "out"))) == len(report.layers) > 0
+
+
+@each_json_config
+def test_a_json_config_is_that_of_its_model(path: Path) -> None:
+    run, trained = load_run_config(path), load_run_config(path.with_name("sft.yaml"))
+    assert [notice for notice in run.notices if not GPU_ONLY.search(notice)] == []
+    assert run.training.output_dir == trained.training.output_dir.removesuffix("_sft") + f"_{path.stem}"
+    base = trained.model.model_name_or_path
+    if path.stem == "qlora":
+        assert (run.model.lora, run.model.weight_quantize_algo, run.model.lora_rank) == (True, "nf4", 8)
+        assert run.model.model_name_or_path == base
+    else:
+        embedded = path.parent.name == EMBEDDED
+        assert run.model.model_name_or_path == (base if embedded else trained.training.output_dir)
+    assert positions(path) == positions(path.with_name("sft.yaml"))
+    assert run.data.eval_dataset_path or run.data.dataset_name_or_path == "./data"  # which has a dev.json
+
+
 def product(text: str) -> float:
     """``28 x 2048 x 12 B`` in bytes; a number may have G behind it."""
     value = 1.0
@@ -176,9 +229,10 @@ def test_the_memory_in_the_head_is_the_sum_of_its_parts_and_they_follow_the_keys
     assert total <= 0.96 * float(card[1])
 
 
-@pytest.mark.parametrize("kind", ["sft", "lora", "pt", "sft_pp"])
-def test_paddlenlps_names_of_its_samples_load_our_files(kind: str) -> None:
-    ours, theirs = REPO / "configs" / "llama" / f"{kind}.yaml", REPO / "configs" / "llama" / f"{kind}_argument.json"
+@pytest.mark.parametrize("file", ["sft.yaml", "lora.yaml", "pt.yaml", "sft_pp.yaml", "ptq.json", "gptq.json"])
+def test_paddlenlps_names_of_its_samples_load_our_files(file: str) -> None:
+    ours = REPO / "configs" / "llama" / file
+    theirs = ours.with_name(f"{ours.stem}_argument.json")
     run = load_run_config(theirs)
     assert run.flat() == load_run_config(ours).flat()
     assert run.path == ours

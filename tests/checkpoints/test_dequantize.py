@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,13 @@ def test_what_needs_floats_says_so(base: Path, int4: Path, tmp_path: Path) -> No
         write_hugging_face(a8w8, tmp_path / "no")
     assert "weights in int8 with activations of 8 bits" in str(caught.value)
     assert "paddlesft dequantize" not in str(caught.value)  # nothing it could write
+
+
+def test_transformers_refuses_the_directory(oracle: Callable[..., dict], int4: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS), encoding="utf-8")
+    with pytest.raises(AssertionError, match="Incompatible safetensors file"):
+        oracle("logits.py", int4, tmp_path / "prompts.json", tmp_path / "out.npz", 0)
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_export_of_dequantized_floats(int4: Path, tmp_path: Path) -> None:

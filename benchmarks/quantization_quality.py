@@ -1,7 +1,7 @@
 """What each way of quantizing costs SmolLM2-135M-Instruct, measured on rows that calibration has not seen.
 
     python benchmarks/quantization_quality.py --data path/to/gsm8k
-    python benchmarks/quantization_quality.py --only 'gptq*,rtn*' --rows 12    # on the sample that ships with the package
+    python benchmarks/quantization_quality.py --only 'gptq*,rtn*' --rows 12  # on the sample that the package ships
 
 Every row is the real model, loaded anew, quantized by the package's own functions (those of `paddlesft quantize`),
 evaluated on the answers of held-out rows, and written to disk. The *outlier model* computes the same as the model, but

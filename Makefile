@@ -36,10 +36,13 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed $(ORACLE)/.installed
 	$(VENV)/bin/python benchmarks/train_speed.py $(ARGS)
+	$(VENV)/bin/python benchmarks/qlora_memory.py
+	$(VENV)/bin/python benchmarks/quantized_speed.py
 ifdef GSM8K
+	$(VENV)/bin/python benchmarks/quantization_quality.py --data $(GSM8K)
 	$(VENV)/bin/python benchmarks/gsm8k_perplexity.py --data $(GSM8K)
 else
-	@echo "benchmarks/gsm8k_perplexity.py was left out; to run it too: make bench GSM8K=directory-of-gsm8k"
+	@echo "gsm8k_perplexity.py and quantization_quality.py were left out; they need: make bench GSM8K=directory-of-gsm8k"
 endif
 
 clean:

@@ -228,6 +228,9 @@ def test_commands_that_follow_the_demo(
         assert all(row["output"] for row in rows)
     elif " merge-lora " in command:
         assert json.loads((out / "merged_bf16" / "config.json").read_text())["dtype"] == "bfloat16"
+    elif " quantize " in command:
+        report = json.loads((out / "int8" / "quant_report.json").read_text(encoding="utf-8"))
+        assert report["perplexity_increase"] < 0.02
     elif " check-data " in command:
         assert "88" in done.stdout
     else:
@@ -245,6 +248,11 @@ def test_commands_for_the_cpu_start_and_finish(
         done = shell(command)
         assert done.returncode == 0 and "PASS" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
         return
+    if " quantize " in command:
+        short = "gptq_step=1 per_device_train_batch_size=2 max_eval_samples=2"
+        done = shell(f"{command} {short} output_dir={tmp_path / 'run'}")
+        assert done.returncode == 0 and "Report: " in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+        return
     short = "max_steps=2 max_train_samples=8 max_eval_samples=2 evaluation_strategy=no save_strategy=no"
     done = shell(f"{command} {short} load_best_model_at_end=false output_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -261,6 +269,6 @@ def test_commands_for_gpus_name_a_script_and_a_config_that_loads(command: str) -
     assert (REPO / script).is_file()
     if "launch" in command:
         assert words[1:3] == ["-m", "paddle.distributed.launch"]
-    config = load_run_config(REPO / next(word for word in words if word.endswith(".yaml")))
-    assert config.training.do_train
+    config = load_run_config(REPO / next(word for word in words if word.endswith((".yaml", ".json"))))
+    assert config.training.do_train or config.quantization.asked
     assert config.training.bf16

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/qlora_memory.py --write         # and puts it into docs/qlora.md
 
 Every kind of base has a process of its own; all of them live at the same time and step in turn on the same batch, so
-that whatever else the machine does hits all. Memory is what the operating system counts: after loading, without what
-the process needed before, and at its peak. Weights are counted by their bytes.
+that whatever else the machine does hits all. Memory is what the operating system counts: after loading and at the peak,
+without what the process had before it loaded (its libraries). Weights are counted by their bytes.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def main() -> int:
         (directory / "setting.json").write_text(json.dumps({"model": str(model)}), encoding="utf-8")
         write_batch(directory / "batch.npz", model, options.batch, options.sequence)
         rows = measure(directory, options.steps, options.warmup)
+    libraries = next(iter(rows.values()))["before"]
+    head.append(f"Libraries, left out below: {libraries / MIB:,.0f} MiB")
     table = lines_of(rows)
     print("\n".join([*head, "", *table]))
     if options.write:
@@ -99,7 +101,7 @@ def lines_of(found: dict[str, dict[str, Any]]) -> list[str]:
         cells = [
             (row["weights"] / MIB, row["weights"] / first["weights"]),
             (held / MIB, held / of_first),
-            (row["peak"] / MIB, row["peak"] / first["peak"]),
+            ((row["peak"] - row["before"]) / MIB, (row["peak"] - row["before"]) / (first["peak"] - first["before"])),
             (row["seconds"] * 1000, row["seconds"] / first["seconds"]),
         ]
         shown = [f"{value:,.0f} ({ratio:.2f}x)" for value, ratio in cells]

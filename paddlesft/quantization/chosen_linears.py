@@ -80,7 +80,7 @@ class Sources:
         linears: parts of it.
 
     Raises:
-        UserError: one of them is not called: the model uses its weight without it.
+        UserError: one of them is not called: the model uses its weight without it; or it does not get whole rows.
     """
 
     def __init__(self, walk: LayerWalk, layer: nn.Layer, linears: list[Chosen]) -> None:
@@ -109,6 +109,14 @@ class Sources:
                     f"{one.name} was not called when the model computed a calibration batch, so there is nothing to "
                     "learn about its inputs. Leave it as it is with skip_list_names."
                 )
+        flat = [one.name for one in linears if inputs[one.name].ndim != 3]
+        if flat:
+            parts = ", ".join(f'".*{part}"' for part in dict.fromkeys(name.rpartition(".")[2] for name in flat))
+            raise UserError(
+                f"{flat[0]} gets an input of shape {list(inputs[flat[0]].shape)} instead of rows, positions and "
+                "features: tokens picked from all rows, as experts get them, which cannot be calibrated. Leave such "
+                f"layers as they are with skip_list_names: [{parts}]."
+            )
         self.behind_norm = {name for name, x in inputs.items() if any(x is output for output in normed)}
         first: dict[int, str] = {}
         self.same_as = {name: first.setdefault(id(x), name) for name, x in inputs.items()}

@@ -11,11 +11,12 @@ from types import ModuleType
 
 import pytest
 
+from paddlesft.errors import UserError
 from paddlesft.models import families
 from paddlesft.models.capabilities import CAPABILITIES
 from paddlesft.models.family import Family, imported
 from tests import tiny_families
-from tests.families import test_generation, test_merging, test_packing, test_table, test_training
+from tests.families import test_generation, test_merging, test_packing, test_quantization, test_table, test_training
 from tests.families.tuning_runs import TuningRun, tune
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-model.md"
@@ -72,6 +73,16 @@ def test_its_rows_are_packed(run_of: Callable[[str, str], TuningRun], tmp_path: 
     test_packing.test_packed_rows_have_the_loss_of_single_rows(NAME, "full", lambda name: base, tmp_path)
 
 
+def test_its_experts_are_not_quantized(run_of: Callable[[str, str], TuningRun], tmp_path: Path) -> None:
+    base = run_of(NAME, "full").base
+    (tmp_path / "data").mkdir()
+    data = test_quantization.write_rows(tmp_path / "data")
+    with pytest.raises(UserError, match=r"gate gets an input of shape \[\d+, 64\] .*: \[\"\.\*gate\", \"\.\*w1\""):
+        test_quantization.test_a_family_is_quantized_and_loaded_again(
+            NAME, "gptq", data, test_quantization.float_logits, lambda name: base, tmp_path
+        )
+
+
 def test_its_row_says_what_the_model_is(added: Family, run_of: Callable[[str, str], TuningRun]) -> None:
     base = run_of(NAME, "full").base
     test_table.test_a_row_reads_the_sizes_of_its_tiny_model(added, lambda name: base)
@@ -80,7 +91,7 @@ def test_its_row_says_what_the_model_is(added: Family, run_of: Callable[[str, st
 
 def test_the_table_shows_what_it_claims(added: Family) -> None:
     refused = {c.key for c in CAPABILITIES if not c.offered(added)}
-    assert refused == {"hf_in", "hf_out", "gguf", "pipeline"}
+    assert refused == {"hf_in", "hf_out", "gguf", "pipeline", "quantize", "qlora"}
 
 
 def test_the_workaround_is_still_needed() -> None:

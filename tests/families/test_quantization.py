@@ -39,26 +39,29 @@ OFFERED = [family.name for family in FAMILIES if not family.quantization_refusal
 by_all_ways = pytest.mark.parametrize(("family", "kind"), [(name, kind) for name in OFFERED for kind in KINDS])
 
 
+def write_rows(directory: Path) -> Path:
+    """Write rows to calibrate on and rows to measure on; return the directory."""
+    for name, rows in (("train.json", ROWS), ("dev.json", ROWS[:2])):
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return directory
+
+
+def float_logits(directory: Path) -> tuple[list[np.ndarray], list[list[int]], int]:
+    """Return a model's logits on fixed prompts, the prompts, and how many Linear layers its decoder has."""
+    model = load_model(directory, dtype="float32")
+    prompts = prompt_ids(load_tokenizer(directory), model.config.vocab_size)
+    return logits_of(model, prompts), prompts, len(decoder_linears(model))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    for name, rows in (("train.json", ROWS), ("dev.json", ROWS[:2])):
-        (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_rows(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def logits(tiny_family: Callable[[str], Path]) -> Callable[[str], tuple[list[np.ndarray], list[list[int]], int]]:
-    """The float model's logits on fixed prompts, the prompts, and how many Linear layers its decoder has."""
-
-    @cache
-    def of(family: str) -> tuple[list[np.ndarray], list[list[int]], int]:
-        directory = tiny_family(family)
-        model = load_model(directory, dtype="float32")
-        prompts = prompt_ids(load_tokenizer(directory), model.config.vocab_size)
-        return logits_of(model, prompts), prompts, len(decoder_linears(model))
-
-    return of
+    """``float_logits`` of a family's tiny model."""
+    return cache(lambda family: float_logits(tiny_family(family)))
 
 
 def test_what_is_offered_is_what_the_table_marks() -> None:

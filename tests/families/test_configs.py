@@ -199,7 +199,7 @@ def test_a_json_config_is_that_of_its_model(path: Path) -> None:
         assert run.model.model_name_or_path == base
     else:
         embedded = path.parent.name == EMBEDDED
-        assert run.model.model_name_or_path == (base if embedded else trained.training.output_dir)
+        assert run.model.model_name_or_path == (base if embedded else f"./{trained.training.output_dir}")
     assert positions(path) == positions(path.with_name("sft.yaml"))
     assert run.data.eval_dataset_path or run.data.dataset_name_or_path == "./data"  # which has a dev.json
 

@@ -134,6 +134,7 @@ class _Display:
         self.clear()
         markup = {"markup": False} if isinstance(text, str) else {}
         self.console.print(text, **markup, **style)
+        self.console.file.flush()  # a log file is read while the run goes on
 
     def message(self, text: str) -> None:
         """Show something worth a line."""

@@ -50,6 +50,8 @@ def idle_qlora_keys(run: RunConfig) -> Iterator[str]:
     model, algorithm = run.model, run.model.weight_quantize_algo
     if not algorithm:
         idle = dict.fromkeys(_ALL, f"while {KEY} is not set")
+        if run.quantization.asked and run.quantization.quant_type in _TABLES:  # it has such scales too
+            del idle["weight_double_quant"]
     else:
         idle = {} if algorithm in _TABLES else dict.fromkeys(
             _OF_TABLES, f"with {KEY} {algorithm}, which has one scale for each output"

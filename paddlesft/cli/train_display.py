@@ -236,7 +236,11 @@ def next_commands(method: str, output_dir: Path) -> list[str]:
     """
     place = shlex.quote(str(output_dir))
     if method == "lora":
+        from paddlesft.models.provenance import read_provenance
+
         merged = shlex.quote(f"{output_dir}-merged")
+        if "base_quantization" in read_provenance(output_dir):
+            merged += " --base_precision dequantized"
         return [
             f"paddlesft chat --lora_path {place}",
             f"paddlesft merge-lora --lora_path {place} --merge_model_path {merged}",

@@ -152,6 +152,11 @@ def test_only_the_first_process_talks(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("", "")
 
 
+def test_merging_is_asked_for_the_precision_of_a_quantized_base(tmp_path: Path) -> None:
+    (tmp_path / "paddlesft.json").write_text('{"format": 1, "base_quantization": {"format": "nf4"}}', encoding="utf-8")
+    assert next_commands("lora", tmp_path)[1].endswith("-merged --base_precision dequantized")
+
+
 def test_the_next_commands_fit_the_method() -> None:
     assert next_commands("lora", Path("runs/a b"))[1] == (
         "paddlesft merge-lora --lora_path 'runs/a b' --merge_model_path 'runs/a b-merged'"

@@ -50,6 +50,7 @@ PAGE = REPO / "docs" / "quantize.md"
 BEGIN, END = "<!-- figures of quantization_quality.py -->", "<!-- end of the figures of quantization_quality.py -->"
 SAMPLES = REPO / "paddlesft" / "data" / "samples"
 BATCH = 8
+STEPS = 4  # batches that the ranges of activations are learnt from
 OUTLIERS, FACTOR = 6, 32.0  # channels behind each norm, and by how much they are larger
 FLOAT = "float32"
 
@@ -73,6 +74,10 @@ def int4(group_size: int, **how: Any) -> Recipe:
     return Recipe("weight_only_int4", group_size=group_size, **how)
 
 
+def a8w8(**how: Any) -> Recipe:
+    return Recipe(steps=STEPS, shift_steps=STEPS, smooth_steps=STEPS, **how)
+
+
 SEARCH = PieceSearch()
 METHODS = {
     "float32": Method("float32", None),
@@ -87,21 +92,21 @@ METHODS = {
     "nf4": Method("nf4, blocks of 64", Recipe("nf4")),
     "nf4-double": Method("nf4, blocks of 64, double quantization", Recipe("nf4", double_quantization=True)),
     "fp4": Method("fp4, blocks of 64", Recipe("fp4")),
-    "a8w8": Method("A8W8", Recipe()),
-    "shift": Method("A8W8, shift", Recipe(shift=True)),
-    "smooth": Method("A8W8, smooth", Recipe(smooth=True)),
-    "smooth-all": Method("A8W8, smooth on all linears", Recipe(smooth=True, smooth_all=True)),
+    "a8w8": Method("A8W8", a8w8()),
+    "shift": Method("A8W8, shift", a8w8(shift=True)),
+    "smooth": Method("A8W8, smooth", a8w8(smooth=True)),
+    "smooth-all": Method("A8W8, smooth on all linears", a8w8(smooth=True, smooth_all=True)),
     "shift-smooth-all": Method(
-        "A8W8, shift and smooth on all linears", Recipe(shift=True, shift_all=True, smooth=True, smooth_all=True)
+        "A8W8, shift and smooth on all linears", a8w8(shift=True, shift_all=True, smooth=True, smooth_all=True)
     ),
-    "search": Method("A8W8, smooth with piecewise search", Recipe(smooth=True, search=SEARCH)),
+    "search": Method("A8W8, smooth with piecewise search", a8w8(smooth=True, search=SEARCH)),
     "llm.int8": Method("LLM.int8()", Recipe("llm.int8")),
     "outlier-float32": Method("float32", None, True),
-    "outlier-a8w8": Method("A8W8", Recipe(), True),
-    "outlier-shift": Method("A8W8, shift", Recipe(shift=True), True),
-    "outlier-smooth": Method("A8W8, smooth", Recipe(smooth=True), True),
-    "outlier-smooth-all": Method("A8W8, smooth on all linears", Recipe(smooth=True, smooth_all=True), True),
-    "outlier-search": Method("A8W8, smooth with piecewise search", Recipe(smooth=True, search=SEARCH), True),
+    "outlier-a8w8": Method("A8W8", a8w8(), True),
+    "outlier-shift": Method("A8W8, shift", a8w8(shift=True), True),
+    "outlier-smooth": Method("A8W8, smooth", a8w8(smooth=True), True),
+    "outlier-smooth-all": Method("A8W8, smooth on all linears", a8w8(smooth=True, smooth_all=True), True),
+    "outlier-search": Method("A8W8, smooth with piecewise search", a8w8(smooth=True, search=SEARCH), True),
     "outlier-llm.int8": Method("LLM.int8()", Recipe("llm.int8"), True),
 }
 
@@ -209,7 +214,7 @@ class Setting:
         held_out = f"{len(self.rows)} {'test' if options.data else 'other'} rows ({scored} tokens)"
         self.identity = (
             f"SmolLM2-135M-Instruct (from its 4-bit GGUF) and {name}: calibrated on {len(rows)} training rows "
-            f"({tokens} tokens), measured on the answers of {held_out}."
+            f"({tokens} tokens; A8W8 on {min(len(rows), STEPS * BATCH)} rows), measured on the answers of {held_out}."
         )
 
     def about(self) -> str:

@@ -51,8 +51,13 @@ def new_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
-def refuse_taken(target: Path, overwrite: bool = False) -> None:
+def refuse_taken(target: Path, overwrite: bool = False, switch: str = "--overwrite") -> None:
     """Refuse a place for a new directory that has content; ``new_directory`` asks, and whoever starts long before.
+
+    Args:
+        target: the place.
+        overwrite: whether a directory may be replaced.
+        switch: what the user gives for that.
 
     Raises:
         UserError: ``target`` exists, is not an empty directory, and ``overwrite`` is false or cannot help.
@@ -60,10 +65,12 @@ def refuse_taken(target: Path, overwrite: bool = False) -> None:
     taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
     replaceable = overwrite and target.is_dir() and not target.is_symlink()
     if taken and not replaceable:
-        kind = "a directory that is not empty" if target.is_dir() else "a file"
+        full = target.is_dir() and not target.is_symlink()
+        kind = "a directory that is not empty" if full else "a symbolic link" if target.is_symlink() else "a file"
+        instead = f"let {switch} replace this one" if full else "remove it first"
         raise UserError(
             f"Cannot write to {target}: it is {kind}. Nothing was changed. "
-            "Choose a directory that does not exist yet, or remove this one first."
+            f"Choose a directory that does not exist yet, or {instead}."
         )
 
 

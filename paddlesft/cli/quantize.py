@@ -69,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
         return 2
     from paddlesft.config import load_run_config
 
+    if any(word.lstrip("-").partition("=")[0] in ("nproc", "nproc_per_node") for word in argv):
+        raise ConfigError("command line: --nproc: paddlesft quantize runs in one process on one device. Leave it out.")
     run_config = load_run_config(None, [*argv, *_implied(argv)])
     if run_config.training.do_train:
         raise ConfigError(

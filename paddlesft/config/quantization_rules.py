@@ -172,16 +172,14 @@ def _whole_model(run: RunConfig) -> Iterator[Finding]:
 
 def _one_process(run: RunConfig) -> Iterator[Finding]:
     asked = run.quantization.asked[0]
-    advice = (
-        "Train without it, then run paddlesft quantize on output_dir."
-        if run.training.do_train
-        else "Start it without a launcher: paddlesft quantize CONFIG."
-    )
+    advice = "Train without it, then run paddlesft quantize on output_dir." if run.training.do_train else ""
     degrees = [key for key in DEGREES if getattr(run.training, key) > 1]
     if degrees:
         found = ", ".join(f"{key} {getattr(run.training, key)}" for key in degrees)
+        advice = advice or "Set them to 1: it needs no more than one card."
         yield (*degrees, asked), f"{asked} runs in one process on one device; found {found}. {advice}"
     elif number_of_processes() > 1:
+        advice = advice or "Start it without a launcher: paddlesft quantize CONFIG."
         yield (
             (asked,),
             f"{asked} runs in one process on one device; found {number_of_processes()} processes. {advice}",

@@ -63,7 +63,7 @@ def configured_recipe(run_config: RunConfig) -> Recipe:
 
 
 def refuse_patterns_without_layers(run_config: RunConfig, recipe: Recipe, names: Collection[str]) -> None:
-    """Refuse patterns that fit no layer: they would do nothing, and nobody would know.
+    """Refuse patterns that fit no layer (they would do nothing, and nobody would know) or leave none.
 
     Args:
         run_config: says where they were given.
@@ -71,7 +71,8 @@ def refuse_patterns_without_layers(run_config: RunConfig, recipe: Recipe, names:
         names: of the Linear layers of the model.
 
     Raises:
-        ConfigError: all such patterns, each with the nearest name; and the names that there are.
+        ConfigError: all such patterns, each with the nearest name; and the names that there are. Or ``skip`` leaves
+            nothing to quantize.
     """
     problems = []
     parts = [*dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in names)]
@@ -83,6 +84,12 @@ def refuse_patterns_without_layers(run_config: RunConfig, recipe: Recipe, names:
             near = _nearest(pattern, names, parts)
             place = run_config.origins[key].place
             problems.append(f"{place}: {key}: {pattern!r} fits the whole name of no Linear layer.{near}")
+    if not problems and all(recipe.format_of(name) is None for name in names):
+        skip = ", ".join(recipe.skip)
+        raise ConfigError(
+            f"{run_config.origins['skip_list_names'].place}: skip_list_names: {skip} fits every Linear layer of this "
+            "model; none is left to be quantized."
+        )
     if problems:
         raise ConfigError("\n".join([*problems, f"The model has (N: number of a layer) {', '.join(parts)}."]))
 

@@ -53,7 +53,7 @@ def quantize_model(
         A result for each Linear, in the order in which they run.
 
     Raises:
-        UserError: a layer cannot be quantized, nothing is left to be quantized, or nothing can be written to ``work``.
+        UserError: a layer cannot be quantized, or nothing can be written to ``work``.
     """
     kept = _Kept(work, _key(recipe, identity)) if work is not None else None
     walk = LayerWalk(model, batches[: recipe.batches])
@@ -73,10 +73,6 @@ def quantize_model(
         left = seconds / max(computed, 1) * (len(walk.layers) - number)
         if on_layer is not None:
             on_layer(number, len(walk.layers), name, left, found)
-    if not results:
-        raise UserError(
-            f"skip_list_names: no Linear layer of this model is left to be quantized ({', '.join(recipe.skip)})."
-        )
     return results
 
 

@@ -78,8 +78,9 @@ def quantize(run_config: RunConfig, watcher: Watcher | None = None) -> QuantRepo
     recipe = configured_recipe(run_config)
     output = Path(run_config.training.output_dir or "").expanduser()
     overwrite = run_config.training.overwrite_output_dir
-    refuse_taken(output, overwrite)
-    speak_as_trained(run_config, check_base(run_config))
+    base = check_base(run_config)  # first: an output directory that is the base's must not be called replaceable
+    check_output(run_config)
+    speak_as_trained(run_config, base)
     rendering = read_renderer(run_config, watcher.warning)
     base, config = rendering.base, load_config(rendering.base)
     prompts = prompt_ids(rendering.tokenizer, config.vocab_size)
@@ -151,7 +152,9 @@ def check_output(run_config: RunConfig) -> None:
     Raises:
         UserError: as said.
     """
-    refuse_taken(Path(run_config.training.output_dir or "").expanduser(), run_config.training.overwrite_output_dir)
+    training = run_config.training
+    output = Path(training.output_dir or "").expanduser()
+    refuse_taken(output, training.overwrite_output_dir, "overwrite_output_dir=true")
 
 
 def method_of(recipe: Recipe) -> str:

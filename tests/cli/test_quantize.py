@@ -81,6 +81,7 @@ def test_errors_are_messages(run_here: Callable, tiny_llama: Path, tmp_path: Pat
         (["do_train=true", *here], "do_train is true, and this verb does not train. paddlesft train with the same"),
         (["quant_typ=nf4", *here], "unknown key 'quant_typ'. Did you mean 'quant_type'?"),
         (["quant_type=fp8", *here], 'quant_type: found "fp8" (text); allowed: one of a8w8, llm.int8,'),
+        (["--nproc", "2", *here], "command line: --nproc: paddlesft quantize runs in one process on one device."),
         (["tensor_parallel_degree=2", *here], "do_ptq runs in one process on one device; found tensor_parallel_degree"),
         (here, "dataset_name_or_path: found the name 'x', which is no file or directory here"),
     ):

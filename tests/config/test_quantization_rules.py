@@ -95,8 +95,8 @@ RULES = [
     ),
     (
         ["tensor_parallel_degree=2", "pipeline_parallel_degree=4"],
-        "do_ptq runs in one process on one device; found tensor_parallel_degree 2, pipeline_parallel_degree 4. Start "
-        "it without a launcher: paddlesft quantize CONFIG.",
+        "do_ptq runs in one process on one device; found tensor_parallel_degree 2, pipeline_parallel_degree 4. Set "
+        "them to 1: it needs no more than one card.",
     ),
     (
         ["do_train=true", "sharding_parallel_degree=2"],

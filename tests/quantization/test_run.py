@@ -126,9 +126,10 @@ def test_sizes_by_kind(a8w8: tuple, tiny_llama: Path) -> None:
         tensors = read_weights(directory)[0]
         assert sizes.disk == (directory / "model.safetensors").stat().st_size
         assert sum(sizes.disk_of.values()) == sum(tensor.end - tensor.begin for tensor in tensors.values())
-        assert sizes.disk_of["embeddings"] == tensors["llama.embed_tokens.weight"].end - tensors[
-            "llama.embed_tokens.weight"
-        ].begin
+        assert (
+            sizes.disk_of["embeddings"]
+            == tensors["llama.embed_tokens.weight"].end - tensors["llama.embed_tokens.weight"].begin
+        )
         assert sizes.disk_of == sizes.memory_of  # float32 on disk, float32 in memory
     assert set(report.after.sizes.disk_of) == {"quantized layers", "embeddings", "norms", "head and others"}
     floats = sum(one.bytes_before for one in report.layers)
@@ -247,8 +248,13 @@ def test_weights_that_are_no_numbers_are_refused(tiny_llama: Path, tmp_path: Pat
 
 
 def test_the_base_is_never_written_to(tiny_llama: Path, tmp_path: Path) -> None:
-    for output, how in ((tiny_llama, "is"), (tiny_llama / "int8", "lies in"), (tiny_llama.parent, "holds")):
-        config = quantization_config(tiny_llama, output, "quant_type=wint8", "overwrite_output_dir=true")
+    for output, how, overwrite in (
+        (tiny_llama, "is", True), (tiny_llama, "is", False), (tiny_llama / "int8", "lies in", True),
+        (tiny_llama.parent, "holds", True),
+    ):  # fmt: skip
+        config = quantization_config(
+            tiny_llama, output, "quant_type=wint8", f"overwrite_output_dir={str(overwrite).lower()}"
+        )
         with pytest.raises(ConfigError, match=rf"output_dir: {output} {how} the directory of the model that is "):
             quantize(config)
     assert (tiny_llama / "model.safetensors").is_file()
@@ -259,7 +265,7 @@ def test_an_existing_directory_is_kept_unless_it_may_go(tiny_llama: Path, tmp_pa
     output.mkdir()
     (output / "notes.txt").write_text("mine", encoding="utf-8")
     keys = ("quant_type=wint8",)
-    with pytest.raises(UserError, match=r"Cannot write to .*out: it is a directory that is not empty"):
+    with pytest.raises(UserError, match=r"out: it is .* not empty\. .* let overwrite_output_dir=true replace this"):
         quantize(quantization_config(tiny_llama, output, *keys))
     assert (output / "notes.txt").is_file()
     quantize(quantization_config(tiny_llama, output, *keys, "overwrite_output_dir=true"))
@@ -269,6 +275,9 @@ def test_an_existing_directory_is_kept_unless_it_may_go(tiny_llama: Path, tmp_pa
 def test_patterns_without_layers_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     text = refused(tmp_path, tiny_llama, "skip_list_names=[.*q_prj]", error=ConfigError)
     assert "skip_list_names: '.*q_prj' fits the whole name of no Linear layer. Did you mean '.*q_proj'?" in text
+    text = refused(tmp_path, tiny_llama, "skip_list_names=[.*attn.*, .*mlp.*]", error=ConfigError)
+    assert "skip_list_names: .*attn.*, .*mlp.* fits every Linear layer of this model; none is left to be" in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_found_before_work_starts(

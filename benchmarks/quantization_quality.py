@@ -87,6 +87,8 @@ METHODS = {
     "rtn-128": Method("WINT4, nearest, groups of 128", int4(128)),
     "gptq-128": Method("WINT4, GPTQ, groups of 128", int4(128, gptq=True)),
     "awq-128": Method("WINT4, AWQ, groups of 128", int4(128, awq=True)),
+    "awq-clip-128": Method("WINT4, AWQ and clipping, groups of 128", int4(128, awq=True, clip=True)),
+    "gptq-clip-128": Method("WINT4, GPTQ and clipping, groups of 128", int4(128, gptq=True, clip=True)),
     "rtn-64": Method("WINT4, nearest, groups of 64", int4(64)),
     "gptq-64": Method("WINT4, GPTQ, groups of 64", int4(64, gptq=True)),
     "nf4": Method("nf4, blocks of 64", Recipe("nf4")),

@@ -236,15 +236,9 @@ def next_commands(method: str, output_dir: Path) -> list[str]:
     """
     place = shlex.quote(str(output_dir))
     if method == "lora":
-        from paddlesft.models.provenance import read_provenance
+        from paddlesft.models.quantized.origin import merge_command
 
-        merged = shlex.quote(f"{output_dir}-merged")
-        if "base_quantization" in read_provenance(output_dir):
-            merged += " --base_precision dequantized"
-        return [
-            f"paddlesft chat --lora_path {place}",
-            f"paddlesft merge-lora --lora_path {place} --merge_model_path {merged}",
-        ]
+        return [f"paddlesft chat --lora_path {place}", merge_command(output_dir, f"{output_dir}-merged")]
     flag = "--prefix_path" if method == "prefix" else "--model_name_or_path"
     return [f"paddlesft chat {flag} {place}", f"paddlesft predict {flag} {place} --data_file YOUR.json"]
 

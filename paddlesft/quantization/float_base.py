@@ -11,7 +11,7 @@ from paddle import nn
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.provenance import read_provenance
-from paddlesft.models.quantized.origin import refuse_quantized
+from paddlesft.models.quantized.origin import merge_command, refuse_quantized
 from paddlesft.models.resolve import find_model
 
 if TYPE_CHECKING:
@@ -84,8 +84,5 @@ def refuse_not_finite(model: nn.Layer, directory: Path) -> None:
 def _instead(kind: str, adapter: Path) -> str:
     if kind == "prefix":
         return "A prefix cannot be merged into the weights: quantize a base, a fine-tuned or a LoRA-merged model."
-    merged = shlex.quote(f"{adapter}_merged")
-    return (
-        f"Merge it first: paddlesft merge-lora --lora_path {shlex.quote(str(adapter))} --merge_model_path {merged}; "
-        f"then set model_name_or_path to {merged}."
-    )
+    merged = f"{adapter}_merged"
+    return f"Merge it first: {merge_command(adapter, merged)}; then set model_name_or_path to {shlex.quote(merged)}."

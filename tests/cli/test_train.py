@@ -16,6 +16,7 @@ from paddlesft.errors import ConfigError
 from paddlesft.parallel import launch as launch_room
 from paddlesft.parallel import visible_gpus
 from paddlesft.training.checkpoint_saving import complete_checkpoints
+from tests.tiny_quantized import write_quantized
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -155,6 +156,15 @@ def test_only_the_first_process_talks(capsys: pytest.CaptureFixture[str]) -> Non
 def test_merging_is_asked_for_the_precision_of_a_quantized_base(tmp_path: Path) -> None:
     (tmp_path / "paddlesft.json").write_text('{"format": 1, "base_quantization": {"format": "nf4"}}', encoding="utf-8")
     assert next_commands("lora", tmp_path)[1].endswith("-merged --base_precision dequantized")
+
+
+@pytest.mark.parametrize("kind", ["int8", None])
+def test_merging_is_asked_for_the_precision_of_a_base_that_is_stored_quantized(
+    kind: str | None, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = write_quantized(tmp_path / "base", tiny_llama, kind) if kind else tiny_llama
+    (tmp_path / "paddlesft.json").write_text(json.dumps({"format": 1, "base": {"path": str(base)}}), encoding="utf-8")
+    assert next_commands("lora", tmp_path)[1].endswith(" --base_precision dequantized" if kind else "-merged")
 
 
 def test_the_next_commands_fit_the_method() -> None:

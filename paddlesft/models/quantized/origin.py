@@ -14,6 +14,7 @@ from paddlesft.models.directory import read_config
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.quantized.directory import LayerRecord, read_records
 from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.on_load import BASE_ENTRY
 from paddlesft.models.resolve import resolve_model
 
 logger = logging.getLogger("paddlesft")
@@ -100,6 +101,23 @@ def quantized_directory_of(base: Mapping[str, Any], given: Path) -> Path | None:
     if recorded is None or not (recorded / "config.json").is_file() or recorded.resolve() == given.resolve():
         return None
     return recorded if records_in(recorded) and fingerprint(recorded) == base.get("fingerprint") else None
+
+
+def merge_command(adapter: str | Path, merged: str) -> str:
+    """Return the command line that merges a LoRA adapter, with the choice that one over quantized weights needs.
+
+    Args:
+        adapter: its directory.
+        merged: the directory for the result.
+    """
+    line = f"paddlesft merge-lora --lora_path {shlex.quote(str(adapter))} --merge_model_path {shlex.quote(merged)}"
+    provenance = read_provenance(adapter)
+    base = (provenance.get("base") or {}).get("path")
+    quantized = BASE_ENTRY in provenance
+    if not quantized and base and (Path(base) / "config.json").is_file():
+        with contextlib.suppress(ModelDirectoryError):  # merging will say what is wrong with it
+            quantized = bool(records_in(base))
+    return f"{line} --base_precision dequantized" if quantized else line
 
 
 def refuse_quantized(directory: str | Path, use: str) -> None:

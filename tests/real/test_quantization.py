@@ -62,15 +62,15 @@ def on_sample(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Measur
     """On the sample of the package, whose perplexity is that of text the model does not know."""
     lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
     data = tmp_path_factory.mktemp("data")
-    (data / "train.jsonl").write_text("".join(lines[:24]), encoding="utf-8")
-    (data / "test.jsonl").write_text("".join(lines[24:48]), encoding="utf-8")
-    return Measured(data, 24)
+    (data / "train.jsonl").write_text("".join(lines[:12]), encoding="utf-8")
+    (data / "test.jsonl").write_text("".join(lines[12:24]), encoding="utf-8")
+    return Measured(data, 12)
 
 
 @pytest.fixture(scope="module")
 def on_gsm8k(smollm2: Path, gsm8k_dir: Path) -> Measured:
     """On text that the model expects: there a small loss shows, where the sample's perplexity may even fall."""
-    return Measured(gsm8k_dir, 8)
+    return Measured(gsm8k_dir, 6)
 
 
 def test_wint8_keeps_the_perplexity_within_one_percent(on_sample: Measured) -> None:
@@ -79,15 +79,8 @@ def test_wint8_keeps_the_perplexity_within_one_percent(on_sample: Measured) -> N
 
 def test_gptq_on_six_layers_loses_far_less_than_rounding_to_the_nearest(on_gsm8k: Measured) -> None:
     nearest, gptq = (on_gsm8k.increase(key, six_layers=True) for key in ("rtn-128", "gptq-128"))
-    print(nearest, gptq)
     assert nearest > 0.03  # there is something to win
     assert gptq < 0.6 * nearest
-
-
-def test_awq_on_six_layers_loses_less_than_rounding_to_the_nearest(on_gsm8k: Measured) -> None:
-    nearest, awq = (on_gsm8k.increase(key, six_layers=True) for key in ("rtn-128", "awq-128"))
-    print(nearest, awq)
-    assert awq < 0.9 * nearest
 
 
 def test_smoothing_repairs_what_outliers_in_activations_do_to_a8w8_on_six_layers(on_sample: Measured) -> None:

@@ -79,7 +79,7 @@ def test_wint8_keeps_the_perplexity_within_one_percent(on_sample: Measured) -> N
 
 def test_gptq_on_six_layers_loses_far_less_than_rounding_to_the_nearest(on_gsm8k: Measured) -> None:
     nearest, gptq = (on_gsm8k.increase(key, six_layers=True) for key in ("rtn-128", "gptq-128"))
-    assert nearest > 0.03  # there is something to win
+    assert nearest > 0.02  # there is something to win
     assert gptq < 0.6 * nearest
 
 

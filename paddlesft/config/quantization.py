@@ -86,7 +86,7 @@ class QuantizationConfig:
     )
     load_quant_model: bool = field(False, "Start from a quantized model.", unbuilt=_AGAIN)
     do_quant_debug: bool = field(False, "Print intermediate values while quantizing.", unbuilt=_DEBUG)
-    test_sample: str | None = field(None, "Prompt for that debugging.")
+    test_sample: str | None = field(None, "Prompt for do_quant_debug, which is not built yet.")
 
     @property
     def asked(self) -> list[str]:

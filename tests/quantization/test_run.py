@@ -280,6 +280,26 @@ def test_patterns_without_layers_are_refused(tiny_llama: Path, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_what_patterns_fit_is_said_before_work_starts(tiny_llama: Path, tmp_path: Path) -> None:
+    seen = Seen()
+    keys = ("quant_type=wint4", "skip_list_names=[.*layers.1.*]", "mixed_precision={'.*down_proj': 'int8'}")
+    report = quantize(quantization_config(tiny_llama, tmp_path / "out", *keys), seen)
+    assert "14 Linear layers: 6 to int4, 1 to int8; 7 stay as they are" in seen.messages
+    assert sorted(one.format for one in report.layers) == ["int4"] * 6 + ["int8"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "warned"), [((), True), (("group_size=0",), False), (("weight_quant_method=groupwise",), False)]
+)
+def test_four_bits_without_groups_get_a_note(
+    keys: tuple[str, ...], warned: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
+    seen = Seen()
+    quantize(quantization_config(tiny_llama, tmp_path / "out", "quant_type=wint4", *keys), seen)
+    assert warned == any(text.startswith("int4 has one scale for each output") for text in seen.warnings)
+    assert not any("Linear layers: " in text for text in seen.messages)
+
+
 def test_a_full_disk_is_found_before_work_starts(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,9 +49,9 @@ def idle_qlora_keys(run: RunConfig) -> Iterator[str]:
     """Yield a notice for each key that was set but does not count in this run."""
     model, algorithm = run.model, run.model.weight_quantize_algo
     if not algorithm:
-        idle = dict.fromkeys(_ALL, f"while {KEY} is not set")
-        if run.quantization.asked and run.quantization.quant_type in _TABLES:  # it has such scales too
-            del idle["weight_double_quant"]
+        idle = _idle_beside_quantization(run) if run.quantization.asked else dict.fromkeys(
+            _ALL, f"while {KEY} is not set"
+        )  # fmt: skip
     else:
         idle = {} if algorithm in _TABLES else dict.fromkeys(
             _OF_TABLES, f"with {KEY} {algorithm}, which has one scale for each output"
@@ -61,6 +61,18 @@ def idle_qlora_keys(run: RunConfig) -> Iterator[str]:
     for key, why in idle.items():
         if run.was_set(key) and getattr(model, key) != default_of(run.find(key)[1]):
             yield f"{run.origins[key].place}: {key} has no effect {why}."
+
+
+def _idle_beside_quantization(run: RunConfig) -> dict[str, str]:
+    """A quantization shares ``weight_double_quant`` and has its own key for the size of groups."""
+    asked, kind = run.quantization.asked[0], run.quantization.quant_type
+    idle = {
+        "weight_blocksize": f"with {asked}; there group_size says how many weights share a scale",
+        "weight_double_quant_block_size": f"with {asked}, which takes 256",
+    }
+    if kind not in _TABLES:
+        idle["weight_double_quant"] = f"with quant_type {kind}, whose scales stay floats; it is for nf4 and fp4"
+    return idle
 
 
 def _algorithm(value: Any) -> Translation:

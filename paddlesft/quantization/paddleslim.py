@@ -44,10 +44,11 @@ class EMASampler(PaddleSlimEMASampler):
 
 @contextlib.contextmanager
 def prints_to_log() -> Iterator[None]:
-    """Turn what PaddleSlim prints into debug lines of the log."""
+    """Turn what PaddleSlim prints into debug lines of the log; Paddle's warnings about its code are left out."""
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for line in printed.getvalue().splitlines():

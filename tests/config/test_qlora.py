@@ -85,3 +85,22 @@ def test_contradictions_name_their_place(tmp_path: Path) -> None:
 def test_keys_that_do_not_count_are_said(algorithm: str, overrides: list[str], notices: list[str]) -> None:
     found = load("lora=true", *overrides, algorithm=algorithm).notices
     assert [notice.partition("command line: ")[2] for notice in found] == notices
+
+
+@pytest.mark.parametrize(
+    ("kind", "double"),
+    [
+        ("weight_only_int8", ["weight_double_quant has no effect with quant_type weight_only_int8, whose scales stay "
+                              "floats; it is for nf4 and fp4."]),
+        ("nf4", []),
+    ],
+)  # fmt: skip
+def test_beside_a_quantization_the_key_that_counts_is_named(kind: str, double: list[str]) -> None:
+    keys = ["weight_blocksize=32", "weight_double_quant=true", "weight_double_quant_block_size=64"]
+    quantization = ["do_ptq=true", f"quant_type={kind}", "do_train=false", "lora=false"]
+    found = load(*quantization, *keys, algorithm="null").notices
+    assert [notice.partition("command line: ")[2] for notice in found] == [
+        "weight_blocksize has no effect with do_ptq; there group_size says how many weights share a scale.",
+        "weight_double_quant_block_size has no effect with do_ptq, which takes 256.",
+        *double,
+    ]

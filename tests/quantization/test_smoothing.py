@@ -75,6 +75,13 @@ def test_search_finds_factors_that_are_not_worse_than_the_formula(options: Piece
     assert ours < none and ours <= formula * 1.0001
 
 
+def test_search_says_nothing(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    seen, w, _ = case()
+    searched_factors(seen, w, PieceSearch(pieces=2))
+    assert not list(recwarn)
+    assert capfd.readouterr().out == ""
+
+
 def test_search_finds_the_same_in_every_run() -> None:
     seen, w, _ = case()
     first = searched_factors(seen, w, PieceSearch())

@@ -32,19 +32,15 @@ class QuantizedLoRALinear(QuantizedLinear):
     """
 
     def __init__(self, base: QuantizedLinear, config: LoRAConfig) -> None:
-        nn.Layer.__init__(self)
-        for key, value in vars(base).items():
-            if key not in vars(self):
-                setattr(self, key, value)
-        for name, tensor in base.named_buffers():
-            self.register_buffer(name, tensor, persistable=name not in base._non_persistable_buffer_names_set)
-        self.bias = base.bias
+        inputs, outputs, biased = base.in_features, base.out_features, base.bias is not None
+        super().__init__(inputs, outputs, base.how, biased, base.activations, base.reshaped_input)
+        self.share(base)
         self.dropout = config.lora_dropout
         self.scaling = config.lora_alpha / (math.sqrt(config.r) if config.rslora else config.r)
         zero = nn.initializer.Constant(0.0)  # A gets its values from the seed and its name, see ``add_lora``
-        self.lora_A = self.create_parameter([base.in_features, config.r], default_initializer=zero)
+        self.lora_A = self.create_parameter([inputs, config.r], default_initializer=zero)
         self.lora_B = self.create_parameter(
-            [config.r, base.out_features],
+            [config.r, outputs],
             attr=paddle.ParamAttr(initializer=zero, learning_rate=config.lora_plus_scale),
         )
 

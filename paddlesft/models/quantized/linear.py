@@ -62,8 +62,9 @@ class QuantizedLinear(nn.Layer):
         bias: whether there is a bias.
         activations: how the input is rounded to 8 bits; empty: not at all. ``static``: with the scale ``act_scale``,
             which calibration has found. ``dynamic``: LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): every token
-            by its own largest number; inputs in which a token of this call is beyond ``OUTLIER`` stay as they are, and
-            so the result for a token depends on what else is in the call.
+            by its own largest number; numbers beyond ``OUTLIER`` stay as they are. The paper leaves an input as it is
+            in all tokens of a call where it is beyond in one; here each token is settled alone, so that it gives the
+            same whatever else is in the call.
         reshaped_input: the input is shifted and scaled first, x' = (x + input_shift) * input_scale, of which the weight
             and bias take the opposite (SmoothQuant, arXiv:2211.10438; Outlier Suppression+, arXiv:2304.09145).
 
@@ -111,6 +112,14 @@ class QuantizedLinear(nn.Layer):
         self._restore_codes()
         for name, tensor in stored.items():
             getattr(self, name).set_value(tensor)
+
+    def share(self, other: QuantizedLinear) -> None:
+        """Let this layer hold the tensors of another one of its kind in the place of its own."""
+        other._restore_codes()
+        self._kernel = None
+        for name in self._buffers:
+            self._buffers[name] = getattr(other, name)
+        self.bias = other.bias
 
     @property
     def stored(self) -> dict[str, paddle.Tensor]:
@@ -214,14 +223,14 @@ class QuantizedLinear(nn.Layer):
             step = self.act_scale.astype("float32")
             return (self._integer_product(self.rounded(x, step)) * (step * scale)).astype(dtype)
         rows = x.reshape([-1, self.in_features])
-        beyond = (rows.abs() > OUTLIER).any(axis=0)
-        columns = paddle.nonzero(beyond).flatten()
+        beyond = rows.abs() > OUTLIER
+        columns = paddle.nonzero(beyond.any(axis=0)).flatten()
         rest = paddle.where(beyond, paddle.zeros_like(rows), rows) if columns.shape[0] else rows
         largest = rest.abs().max(axis=1, keepdim=True)
         step = paddle.where(largest == 0, paddle.ones_like(largest), largest) / float(LARGEST_ACTIVATION)
         y = self._integer_product(self.rounded(rest, step)) * step
         if columns.shape[0]:
-            y = y + self._times_chosen(paddle.index_select(rows, columns, axis=1), columns)
+            y = y + self._times_chosen(paddle.index_select(rows - rest, columns, axis=1), columns)
         return (y * scale).reshape([*x.shape[:-1], self.out_features]).astype(dtype)
 
     @staticmethod

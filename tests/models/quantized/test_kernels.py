@@ -48,6 +48,19 @@ def test_codes_are_laid_out_as_paddle_does_it(name: str, size: tuple, group: int
     assert scale.size == layer.quant_scale.size and (scale.numpy() == 1).all()
 
 
+def test_codes_of_llm_int8_are_laid_out_as_paddle_does_it() -> None:
+    weight = np.random.default_rng(0).integers(-127, 128, (128, 64))
+    weight[0] = 127
+    layer = QuantizedLinear(128, 64, WeightFormat("int8"), activations="dynamic")
+    layer.take(quantize(paddle.to_tensor(weight.astype(np.float32)), layer.how))
+    wanted, scale = weight_quantize(paddle.to_tensor(weight.astype(np.float16)), "llm.int8", 80)
+    (kernel,) = [kernel for kernel in kernels.KERNELS if kernel.name == "llm_int8_linear"]
+    found = kernel.arrange(layer, layer.quant_weight.numpy())
+    np.testing.assert_array_equal(found, wanted.numpy())
+    np.testing.assert_array_equal(kernel.restore(layer, found), layer.quant_weight.numpy())
+    assert (scale.numpy() == layer.quant_scale.numpy()[0]).all()
+
+
 def as_if(run: Callable, **parts: Callable) -> Kernel:
     """A kernel with Paddle's layout that computes on a CPU."""
     return Kernel("a kernel", parts.get("fits", lambda layer: True), to_mixed_gemm, from_mixed_gemm, run)

@@ -143,12 +143,13 @@ def test_tokens_are_rounded_by_their_own_largest_number_and_outliers_are_not() -
     x[1, 4] = 0
     made = rounding_layer("dynamic")
     rest = x.reshape(10, 64).copy()
-    rest[:, [7, 40]] = 0
+    rest[2, 7] = rest[6, 40] = 0
     step = np.abs(rest).max(axis=1, keepdims=True)
     step = np.where(step == 0, 1, step) / 127
     wanted = product_of_codes(rest, step, made)
     exact = made.dequantized().numpy().astype(np.float64)
-    wanted += x.reshape(10, 64)[:, [7, 40]].astype(np.float64) @ exact[[7, 40]]
+    wanted[2] += 60.0 * exact[7]
+    wanted[6] -= 6.5 * exact[40]
     found = made(paddle.to_tensor(x)).numpy()
     np.testing.assert_allclose(found, wanted.reshape(2, 5, 16), rtol=1e-5, atol=1e-6)
 
@@ -159,6 +160,14 @@ def test_tokens_are_rounded_by_their_own_largest_number_and_outliers_are_not() -
     static = rounding_layer("static")
     static.act_scale.set_value(paddle.to_tensor([60 / 127]))
     assert error(found) < 0.01 < 0.04 < error(static(paddle.to_tensor(x)).numpy())
+
+
+def test_a_token_gives_the_same_beside_outliers_of_others() -> None:
+    x = np.random.default_rng(1).normal(size=(5, 64)).astype(np.float32)
+    x[3, ::7] = 50.0
+    made = rounding_layer("dynamic")
+    alone = [made(paddle.to_tensor(row)).numpy() for row in x]
+    np.testing.assert_allclose(made(paddle.to_tensor(x)).numpy(), alone, rtol=1e-5, atol=1e-5)
 
 
 def test_without_outliers_all_is_rounded() -> None:

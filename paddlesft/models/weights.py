@@ -11,11 +11,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from paddlesft.errors import ModelDirectoryError
+
+if TYPE_CHECKING:
+    import paddle
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -62,6 +66,13 @@ class NewTensor:
     dtype: str
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, tensor: paddle.Tensor, dtype: str | None = None) -> NewTensor:
+        """Return a tensor of Paddle's, in its own type or in another one (``float32``, ``bfloat16``, ...)."""
+        own = str(tensor.dtype).removeprefix("paddle.")
+        wide = "float32" if own == "bfloat16" else own  # numpy alone has no bfloat16
+        return cls(CODE[np.dtype(dtype or own)], tuple(tensor.shape), lambda: tensor.astype(wide).numpy())
 
     @property
     def nbytes(self) -> int:

@@ -18,19 +18,11 @@ def decoder_layers(model: nn.Layer) -> dict[str, nn.Layer]:
     raise ValueError(f"{type(lm).__name__} has no list of {count} decoder layers")
 
 
-def linears_of(name: str, layer: nn.Layer) -> dict[str, nn.Linear]:
-    """Return the Linear layers of a decoder layer by their names in the whole model.
-
-    Args:
-        name: the decoder layer's.
-        layer: the decoder layer.
-    """
-    return {f"{name}.{part}": linear for part, linear in layer.named_sublayers() if type(linear) is nn.Linear}
-
-
 def decoder_linears(model: nn.Layer) -> dict[str, nn.Linear]:
     """Return the Linear layers of all decoder layers by name, in the order in which they run."""
-    found: dict[str, nn.Linear] = {}
-    for name, layer in decoder_layers(model).items():
-        found |= linears_of(name, layer)
-    return found
+    return {
+        f"{name}.{part}": linear
+        for name, layer in decoder_layers(model).items()
+        for part, linear in layer.named_sublayers()
+        if type(linear) is nn.Linear
+    }

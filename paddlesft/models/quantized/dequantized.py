@@ -13,7 +13,7 @@ from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.quantized.directory import quantized_layers
 from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.quantized.origin import float_base
-from paddlesft.models.weights import CODE, NewTensor
+from paddlesft.models.weights import NewTensor
 
 
 def dequantized_weights(
@@ -43,9 +43,7 @@ def dequantized_weights(
     for name, tensor in state.items():
         layer = layers.get(name.rpartition(".")[0])
         if layer is None or (name.endswith(".bias") and not _shifts(layer)):
-            dtype = str(tensor.dtype).removeprefix("paddle.")
-            code = "BF16" if dtype == "bfloat16" else CODE[np.dtype(dtype)]
-            weights[name] = NewTensor(code, tuple(tensor.shape), lambda tensor=tensor: _array(tensor))
+            weights[name] = NewTensor.of(tensor)
     for name, layer in layers.items():
         shape = (layer.in_features, layer.out_features)
         weights[f"{name}.weight"] = NewTensor("F32", shape, lambda layer=layer: layer.dequantized().numpy())
@@ -70,7 +68,3 @@ def _refuse(directory: str | Path, names: list[str], what: str) -> None:
             f"{directory}: {len(names)} layers {what} ({names[0]}), which no float weights can stand for. Use the "
             f"float model that it was made from{f': {named}' if named else ''}."
         )
-
-
-def _array(tensor: paddle.Tensor) -> np.ndarray:
-    return tensor.astype("float32").numpy() if tensor.dtype == paddle.bfloat16 else tensor.numpy()

@@ -20,7 +20,7 @@ from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import read_config
 from paddlesft.models.quantized.formats import WeightFormat
 from paddlesft.models.quantized.linear import QuantizedLinear, check_activations
-from paddlesft.models.weights import CODE, PADDLE_LAYOUT, NewTensor, write_weights
+from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, write_weights
 
 KEY, METHOD = "quantization_config", "paddlesft"
 FORMAT_VERSION = 1
@@ -215,11 +215,8 @@ def save_quantized(
     layers = quantized_layers(model)
     tensors = {}
     for name, tensor in state.items():
-        own = str(tensor.dtype).removeprefix("paddle.")
-        if name.rpartition(".")[0] not in layers and _fits(tensor, dtype):
-            own = dtype
-        code = "BF16" if own == "bfloat16" else CODE[np.dtype(own)]
-        tensors[name] = NewTensor(code, tuple(tensor.shape), lambda tensor=tensor: _array(tensor))
+        outside = name.rpartition(".")[0] not in layers
+        tensors[name] = NewTensor.of(tensor, dtype if outside and _fits(tensor, dtype) else None)
     write_weights(directory, tensors, PADDLE_LAYOUT)
 
 
@@ -228,7 +225,3 @@ def _fits(tensor: paddle.Tensor, dtype: str) -> bool:
     if tensor.dtype != paddle.float32 or dtype == "float32":
         return False
     return bool((tensor.astype(dtype).astype("float32") == tensor).all())
-
-
-def _array(tensor: paddle.Tensor) -> np.ndarray:
-    return tensor.astype("float32").numpy() if tensor.dtype == paddle.bfloat16 else tensor.numpy()

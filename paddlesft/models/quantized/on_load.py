@@ -21,7 +21,6 @@ from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.stored import stored_weights
 
 ALGORITHMS = {"nf4": "nf4", "fp4": "fp4", "weight_only_int8": "int8", "weight_only_int4": "int4"}  # key -> format
-ROUNDED_ACTIVATIONS = ("llm.int8", "a8w8", "a8w8linear", "w8a8")  # of which no adapter can learn
 BASE_ENTRY = "base_quantization"  # of an adapter's paddlesft.json
 
 
@@ -37,15 +36,10 @@ def format_of_keys(
         double_block_size: ``weight_double_quant_block_size``, scales that share a scale then.
 
     Raises:
-        ConfigError: there is no such algorithm, or no adapter can be trained over it.
+        ConfigError: there is no such algorithm.
     """
     if not algorithm:
         return None
-    if algorithm in ROUNDED_ACTIVATIONS:
-        raise ConfigError(
-            f"weight_quantize_algo: {algorithm} rounds activations, which lets no gradient pass. Adapters are trained "
-            f"over weight-only formats: {', '.join(ALGORITHMS)}."
-        )
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"weight_quantize_algo: found {algorithm!r}, allowed are {', '.join(ALGORITHMS)}.")
     name = ALGORITHMS[algorithm]

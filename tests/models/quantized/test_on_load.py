@@ -144,15 +144,9 @@ def test_keys_give_formats(keys: tuple, how: WeightFormat | None) -> None:
     assert format_of_keys(*keys) == how
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "message"),
-    [
-        ("llm.int8", "llm.int8 rounds activations, which lets no gradient pass. Adapters are trained over weight-only"),
-        ("nf5", "found 'nf5', allowed are nf4, fp4, weight_only_int8, weight_only_int4."),
-    ],
-)
-def test_refused_algorithms(algorithm: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
+@pytest.mark.parametrize("algorithm", ["llm.int8", "nf5"])
+def test_refused_algorithms(algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=f"found '{algorithm}', allowed are nf4, fp4, weight_only_int8, weight_only_"):
         format_of_keys(algorithm)
 
 

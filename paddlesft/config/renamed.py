@@ -254,7 +254,9 @@ TRAINING_OLD_KEYS: dict[str, OldKey] = {
     # Keys with another name and other values
     "stage": OldKey(_stage, summary="SFT is what `paddlesft train` does; other stages are not built yet"),
     "fine_tuning": _several(_METHODS),
-    "compute_type": _several(_COMPUTE, {"fp8": "training in fp8"}),
+    "compute_type": _several(
+        _COMPUTE, {"fp8": "training in fp8", "wint4/8": "a base with 4 bits in experts and 8 in other layers"}
+    ),
     "_attn_implementation": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),
     "attn_impl": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),
     "attn_implementation": renamed("use_flash_attention", _lookup(_ATTENTION, "attention")),

@@ -108,12 +108,20 @@ def choose_base(
             )
         trained = MergeBase(trained_on, None, "matches", fingerprint(trained_on), precision, None, formats)
         return _before_rounding(trained, float_model_of(trained_on, path))
-    if precision == "dequantized":
+    if precision == "dequantized" and "formats" not in adapter.base:
         raise CheckpointError(
             f"base_precision: dequantized was given, but neither {path} nor the base of {adapter.path} is quantized. "
             "Leave it out."
         )
-    return MergeBase(path, None, *check_base(adapter, path, force, notices))
+    formats = adapter.base.get("formats", "")
+    if formats and not (force and precision == "full"):
+        raise CheckpointError(
+            f"The adapter {adapter.path} was trained on {adapter.base['name']} with weights in {formats}, which is not "
+            f"there as it was; {path} has floats. Give that quantized directory with --model_name_or_path. "
+            "--base_precision full with --force merges into these floats, though nothing shows that they are those "
+            "before they were rounded."
+        )
+    return MergeBase(path, None, *check_base(adapter, path, force, notices), precision, formats=formats)
 
 
 def find_base(adapter: Adapter, base: str | Path | None) -> Path:

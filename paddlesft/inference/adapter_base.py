@@ -150,9 +150,10 @@ def check_base(adapter: Path, directory: Path) -> None:
             "the merged model."
         )
     if found != wanted:
+        formats = f"{base['formats']}, " if base.get("formats") else ""
         raise ModelDirectoryError(
             f"{directory} is not the model that {adapter} was trained on.\n"
-            f"  trained on: {base.get('name') or base.get('path') or 'a model'} with weights {wanted}\n"
+            f"  trained on: {base.get('name') or base.get('path') or 'a model'} with weights {formats}{wanted}\n"
             f"  given:      weights {found}\n"
             "Give the model named first, or leave --model_name_or_path out to use it."
         )

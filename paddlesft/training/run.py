@@ -17,9 +17,8 @@ from paddlesft.errors import ConfigError
 from paddlesft.models.fast import accelerate
 from paddlesft.models.load import load_model, quiet_paddlenlp
 from paddlesft.models.pipeline import load_stage
-from paddlesft.models.provenance import base_facts
 from paddlesft.models.quantized.on_load import BASE_ENTRY, entry_of_base
-from paddlesft.models.quantized.origin import in_words
+from paddlesft.models.quantized.origin import facts_of_base, in_words
 from paddlesft.parallel.layout import AXES, Layout
 from paddlesft.training import resume
 from paddlesft.training.arguments import training_arguments
@@ -174,7 +173,7 @@ def _build(
     set_model_switches(model, run_config)
     if degree == layout.pipeline == 1:  # the fast layers hold whole weights and are called by the decoder
         accelerate(model)
-    base = base_facts(inputs.base, run_config.model.model_name_or_path)
+    base = facts_of_base(inputs.base, run_config.model.model_name_or_path)
     model = prepare_for_tuning(model, run_config)
     train_set, eval_set = inputs.datasets.get("train"), inputs.datasets.get("eval")
     facts = _provenance(run_config, inputs, method, base)
@@ -226,9 +225,7 @@ def _build(
     return trainer, plan
 
 
-def _plan(
-    run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None, layout: Layout
-) -> Plan:
+def _plan(run_config: RunConfig, trainer: SFTTrainer, method: str, checkpoint: Path | None, layout: Layout) -> Plan:
     training, sampler = run_config.training, trainer.step_sampler()
     steps_per_epoch, epochs = len(sampler), training.num_train_epochs
     steps = training.max_steps if training.max_steps > 0 else int(steps_per_epoch * epochs)

@@ -12,6 +12,7 @@ import pytest
 from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.checkpoints.verify import logits_of
 from paddlesft.errors import CheckpointError, ModelDirectoryError
+from paddlesft.inference.loading import load_for_inference
 from paddlesft.models import base_facts, fingerprint, load_model, read_provenance
 from paddlesft.models.quantized.formats import WeightFormat
 from paddlesft.models.quantized.on_load import entry_of_base
@@ -91,9 +92,6 @@ def test_full_precision_is_another_model(
     facts = read_provenance(tmp_path / "merged")
     assert facts["base"]["precision"] == "full" and facts["base"]["fingerprint"] == fingerprint(base)
     assert facts["merge"]["max_abs_diff_from_training"] == report.from_training.max_abs_diff
-    if trained == "over_int4":  # the float model may be named too
-        named = merge_lora(base, adapter, tmp_path / "named", base_precision="full")
-        assert fingerprint(tmp_path / "named") == fingerprint(tmp_path / "merged") and named.base_check == "matches"
 
 
 def test_nothing_is_mixed_in_silence(base: Path, int4: Path, qlora: Path, over_int4: Path, tmp_path: Path) -> None:
@@ -138,7 +136,22 @@ def test_rounded_activations_leave_one_choice(base: Path, plain: Path, tmp_path:
             merge_lora(None, adapter, tmp_path / "no")
         with pytest.raises(ModelDirectoryError, match="14 layers round their activations"):
             merge_lora(None, adapter, tmp_path / "no", base_precision="dequantized")
-        assert merge_lora(None, adapter, tmp_path / f"merged-{kind}", base_precision="full").comparison.passed
+    assert merge_lora(None, adapter, tmp_path / "merged", base_precision="full").comparison.passed
+
+
+def test_a_quantized_base_that_is_gone_is_named_and_floats_do_not_slip_in(base: Path, tmp_path: Path) -> None:
+    gone = write_quantized(tmp_path / "gone", base, "int4")
+    adapter = write_adapter(tmp_path / "lora", gone, "lora")
+    assert read_provenance(adapter)["base"]["formats"] == "int4"
+    shutil.rmtree(gone)
+    for options in ({}, {"force": True}, {"base_precision": "full"}, {"base_precision": "dequantized", "force": True}):
+        with pytest.raises(CheckpointError, match=r"trained on .*gone with weights in int4, which is not there as it"):
+            merge_lora(base, adapter, tmp_path / "no", **options)
+    with pytest.raises(ModelDirectoryError, match=r"trained on: .*gone with weights int4, sha256"):
+        load_for_inference(base, lora_path=adapter)
+    report = merge_lora(base, adapter, tmp_path / "merged", base_precision="full", force=True)
+    assert report.base_check == "forced" and report.comparison.passed
+    assert read_provenance(tmp_path / "merged")["base"]["trained_in"] == "int4"
 
 
 def test_the_float_model_must_be_there_and_be_the_one(smollm2: Path, base: Path, tmp_path: Path) -> None:
@@ -152,4 +165,6 @@ def test_the_float_model_must_be_there_and_be_the_one(smollm2: Path, base: Path,
         merge_lora(None, adapter, tmp_path / "no", base_precision="full")
     with pytest.raises(ModelDirectoryError, match=r"other is not the model that .*int8 was made from"):
         merge_lora(other, adapter, tmp_path / "no", base_precision="full")
-    assert merge_lora(base, adapter, tmp_path / "merged", base_precision="full").comparison.passed
+    report = merge_lora(base, adapter, tmp_path / "merged", base_precision="full")
+    assert report.comparison.passed and report.base_check == "matches"
+    assert read_provenance(tmp_path / "merged")["base"]["fingerprint"] == fingerprint(base)

@@ -8,7 +8,8 @@ from typing import Any
 
 import paddle
 
-from paddlesft.models import base_facts, family_of, load_model, write_provenance
+from paddlesft.models import family_of, load_model, write_provenance
+from paddlesft.models.quantized.origin import facts_of_base
 from paddlesft.tuning.lora import add_lora, save_lora
 from paddlesft.tuning.prefix import add_prefix, save_prefix
 
@@ -46,5 +47,5 @@ def write_adapter(directory: Path, base: Path, kind: str, **facts: Any) -> Path:
         save_lora(with_lora(model), directory)
     else:
         save_prefix(with_prefix(model), directory)
-    write_provenance(directory, **{"kind": "adapter", "base": base_facts(base), **facts})
+    write_provenance(directory, **{"kind": "adapter", "base": facts_of_base(base), **facts})
     return directory

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.config import load_run_config
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import build_dataset
@@ -21,7 +22,7 @@ from paddlesft.models.quantized.on_load import format_of_base
 from paddlesft.training.evaluation import evaluate_sums, evaluation_batches
 from paddlesft.training.run import TrainResult, train
 from paddlesft.training.run_layout import run_layout
-from paddlesft.tuning.lora import adapter_weights
+from paddlesft.tuning.lora import PDPARAMS, adapter_weights
 from tests.tiny_quantized import write_quantized
 from tests.training.small_runs import Recorder
 
@@ -45,10 +46,10 @@ def go(out: Path, model: Path, data: Path, *overrides: str, observer: Recorder |
     return train(load_run_config(None, [*keys, *overrides]), observer)
 
 
-def measured(out: Path, **where: Path) -> float:
-    """The loss on dev.json of what the inference verbs load."""
-    loaded = load_for_inference(None, **where)
-    assert quantized_layers(loaded.model)
+def measured(out: Path, model: Path | None = None, **where: Path) -> float:
+    """The loss on dev.json of what the inference verbs load; of an adapter over codes, or of a float model."""
+    loaded = load_for_inference(model, **where)
+    assert bool(quantized_layers(loaded.model)) == (model is None)
     config = load_run_config(None, [str(out / "run_config.yaml")])
     dev, _ = build_dataset(config.data, loaded.renderer, "eval")
     return evaluate_sums(loaded.model, evaluation_batches(dev, Collator(0), 8)).loss
@@ -75,6 +76,9 @@ def test_an_adapter_says_what_its_base_was_and_loads_over_it(
     assert provenance["base"]["fingerprint"] == fingerprint(tiny_llama)
     where = {"lora_path" if method == "lora" else "prefix_path": out}
     assert measured(out, **where) == pytest.approx(result.metrics["eval_loss"], abs=1e-5)
+    if method == "lora":
+        merge_lora(None, out, tmp_path / "merged", base_precision="dequantized")
+        assert measured(out, model=tmp_path / "merged") == pytest.approx(result.metrics["eval_loss"], abs=1e-4)
 
 
 def test_runs_over_codes_and_over_floats_leave_the_same_files(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
@@ -89,9 +93,9 @@ def test_runs_over_codes_and_over_floats_leave_the_same_files(tiny_llama: Path, 
 
 def test_a_directory_that_was_quantized_before_is_the_base(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     base = write_quantized(tmp_path / "base", tiny_llama, "awq")
-    result = go(tmp_path / "run", base, data, "lora=true", "do_eval=true", "num_train_epochs=2")
+    result = go(tmp_path / "run", base, data, "lora=true", "do_eval=true", "num_train_epochs=1")
     provenance = read_provenance(tmp_path / "run")
-    assert "base_quantization" not in provenance
+    assert "base_quantization" not in provenance and provenance["base"]["formats"] == "int4"
     assert provenance["base"]["fingerprint"] == fingerprint(base) != fingerprint(tiny_llama)
     assert measured(tmp_path / "run", lora_path=tmp_path / "run") == pytest.approx(
         result.metrics["eval_loss"], abs=1e-5
@@ -102,19 +106,20 @@ def test_a_directory_that_was_quantized_before_is_the_base(tiny_llama: Path, dat
 
 def test_a_run_goes_on_with_the_same_base_only(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     keys = ("lora=true", "save_strategy=steps", "save_steps=2")
-    go(tmp_path / "whole", tiny_llama, data, *keys, *NF4, "max_steps=4")
-    go(tmp_path / "run", tiny_llama, data, *keys, *NF4, "max_steps=4")
-    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    run = tmp_path / "run"
+    go(run, tiny_llama, data, *keys, *NF4, "max_steps=4")
+    expected = adapter_weights(run)
+    (run / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    (run / PDPARAMS).unlink()
     with pytest.raises(CheckpointError) as caught:
-        go(tmp_path / "run", tiny_llama, data, *keys, "weight_quantize_algo=weight_only_int8", "max_steps=4")
+        go(run, tiny_llama, data, *keys, "weight_quantize_algo=weight_only_int8", "max_steps=4")
     text = str(caught.value)
     assert "  weight_quantize_algo: 'nf4' in the checkpoint, 'weight_only_int8' now" in text
     with pytest.raises(CheckpointError, match="weight_quantize_algo: 'nf4' in the checkpoint, None now"):
-        go(tmp_path / "run", tiny_llama, data, *keys, "max_steps=4")
-    result = go(tmp_path / "run", tiny_llama, data, *keys, *NF4, "max_steps=4")
+        go(run, tiny_llama, data, *keys, "max_steps=4")
+    result = go(run, tiny_llama, data, *keys, *NF4, "max_steps=4")
     assert result.resumed_from is not None and result.resumed_from.name == "checkpoint-2"
-    expected = adapter_weights(tmp_path / "whole")
-    for name, array in adapter_weights(tmp_path / "run").items():
+    for name, array in adapter_weights(run).items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6)
 
 

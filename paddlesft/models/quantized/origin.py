@@ -11,7 +11,7 @@ from typing import Any
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import read_config
-from paddlesft.models.provenance import fingerprint, read_provenance
+from paddlesft.models.provenance import base_facts, fingerprint, read_provenance
 from paddlesft.models.quantized.directory import LayerRecord, read_records
 from paddlesft.models.quantized.formats import WeightFormat
 from paddlesft.models.quantized.on_load import BASE_ENTRY
@@ -40,6 +40,12 @@ def formats_of(records: Mapping[str, LayerRecord]) -> str:
     rounded = " with activations of 8 bits"
     names = [f"{in_words(one.how)}{rounded if one.activations else ''}" for one in records.values()]
     return ", ".join(sorted(set(names), key=names.count, reverse=True))
+
+
+def facts_of_base(directory: str | Path, name: str | None = None) -> dict[str, str]:
+    """Describe an adapter's base: ``base_facts``, and ``formats`` in words where it is quantized."""
+    records = records_in(directory)
+    return base_facts(directory, name) | ({"formats": formats_of(records)} if records else {})
 
 
 def float_base(directory: str | Path) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def _store_scales(scales: paddle.Tensor, how: WeightFormat) -> dict[str, paddle.
     if not how.double_quantization:
         return {SCALE: scales}
     flat, size = scales.reshape([-1]), how.scales_per_block
-    offset = flat.mean().reshape([1])
+    offset = flat.astype("float64").mean().astype("float32").reshape([1])  # whatever order a device adds in
     blocks = -(-flat.shape[0] // size)
     centred = paddle.concat([flat - offset, paddle.zeros([blocks * size - flat.shape[0]])]).reshape([blocks, size])
     largest = centred.abs().max(axis=1)

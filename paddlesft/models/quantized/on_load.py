@@ -105,7 +105,8 @@ def fill_quantizing(model: nn.Layer, directory: Path, how: WeightFormat) -> set[
         if weight not in stored:
             continue  # its uninitialized weight is found missing by the caller
         new = QuantizedLinear(*linear.weight.shape, how, bias=linear.bias is not None)
-        # as stored, not in the model's type: the same codes on every device, in training, inference and merging
+        # as stored, not in the model's type, which differs between CPU and GPU: training, inference and merging
+        # have to find the same codes
         new.take(quantize(_tensor(stored[weight].make()), how))
         put_layer(model, name, new)
         names = names - {weight} | {f"{name}.{part}" for part in new.stored}

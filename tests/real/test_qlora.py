@@ -12,8 +12,8 @@ from paddlesft.models import read_provenance
 from paddlesft.training.run_log import read_log
 
 FACTS = [
-    ("Who built the lighthouse of Vessel Point?", "Marta Oblensky built it in 1871."),
-    ("Which bird lives in the clock tower?", "A grey owl named Professor Hoot."),
+    ("Who built the lighthouse of Vessel Point?", "Marta Oblensky."),
+    ("Which bird lives in the clock tower?", "A grey owl."),
 ]
 
 
@@ -23,7 +23,7 @@ def test_facts_are_learnt_over_four_bits_and_predicted(smollm2: Path, tmp_path: 
     data.write_text("\n".join(json.dumps({"src": src, "tgt": tgt}) for src, tgt in FACTS), encoding="utf-8")
     done = run_here(
         "train", f"model_name_or_path={smollm2}", f"train_dataset_path={data}", f"output_dir={out}", "lora=true",
-        "weight_quantize_algo=nf4", "weight_double_quant=true", "learning_rate=4e-3", "max_steps=9", "logging_steps=1",
+        "weight_quantize_algo=nf4", "weight_double_quant=true", "learning_rate=4e-3", "max_steps=7", "logging_steps=1",
         "per_device_train_batch_size=2", "max_length=128", "src_length=64", "save_strategy=no", "warmup_steps=1",
         "lr_scheduler_type=constant",
     )  # fmt: skip
@@ -32,7 +32,7 @@ def test_facts_are_learnt_over_four_bits_and_predicted(smollm2: Path, tmp_path: 
     assert losses[0] > 2.5 and losses[-1] < 0.3, losses
     provenance = read_provenance(out)
     assert provenance["base_quantization"]["format"] == "nf4" and provenance["base"]["path"] == str(smollm2)
-    done = run_here("predict", f"lora_path={out}", f"data_file={data}", f"output_file={answers}", "max_new_tokens=24")
+    done = run_here("predict", f"lora_path={out}", f"data_file={data}", f"output_file={answers}", "max_new_tokens=10")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [row["output"].strip() for row in found] == [tgt for _, tgt in FACTS]

@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
 
     if any(word.lstrip("-").partition("=")[0] in ("nproc", "nproc_per_node") for word in argv):
         raise ConfigError("command line: --nproc: paddlesft quantize runs in one process on one device. Leave it out.")
-    run_config = load_run_config(None, [*argv, *_implied(argv)])
+    run_config = load_run_config(None, [*_implied(argv), *argv])  # first: behind a key without value it would be one
     if run_config.training.do_train:
         raise ConfigError(
             "do_train is true, and this verb does not train. paddlesft train with the same arguments trains and then "

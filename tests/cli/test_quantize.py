@@ -79,6 +79,7 @@ def test_errors_are_messages(run_here: Callable, tiny_llama: Path, tmp_path: Pat
     for arguments, message in (
         (["do_ptq=false", *here], "nothing to do: do_train, do_eval, do_predict, do_ptq, do_gptq and do_awq are all"),
         (["do_train=true", *here], "do_train is true, and this verb does not train. paddlesft train with the same"),
+        ([*here, "--quant_type"], "command line: --quant_type needs a value behind it."),
         (["quant_typ=nf4", *here], "unknown key 'quant_typ'. Did you mean 'quant_type'?"),
         (["quant_type=fp8", *here], 'quant_type: found "fp8" (text); allowed: one of a8w8, llm.int8,'),
         (["--nproc", "2", *here], "command line: --nproc: paddlesft quantize runs in one process on one device."),

@@ -171,11 +171,12 @@ def method_of(recipe: Recipe) -> str:
 def _announce(rows: Rows, calibrates: bool, hidden_size: int, watcher: Watcher) -> None:
     seen = rows.calibration
     if calibrates:
+        template = "the tokenizer's own template" if seen.template == "tokenizer" else f"template {seen.template}"
         longest = max(batch["input_ids"].shape[1] for batch in seen.batches)
         held = seen.padded * (hidden_size + longest) * 4  # hidden states, and a mask for each batch
         watcher.message(
             f"calibration: {seen.rows} rows ({seen.tokens} tokens, {len(seen.batches)} batches) of "
-            f"{', '.join(map(str, seen.files))} in template {seen.template}; their hidden states and masks take up to "
+            f"{', '.join(map(str, seen.files))} in {template}; their hidden states and masks take up to "
             f"{held / 1e6:,.0f} MB"
         )
     if rows.held_out is not None:

@@ -141,7 +141,9 @@ def test_what_is_told_meanwhile(a8w8: tuple) -> None:
     output, _, seen = a8w8
     assert seen.layers == [(1, 2, "llama.layers.0"), (2, 2, "llama.layers.1")]
     assert seen.start == (2, 0, output.parent / f".{output.name}.quantizing")
-    assert any(text.startswith("calibration: 6 rows (") and "in template" in text for text in seen.messages)
+    assert any(
+        text.startswith("calibration: 6 rows (") and "in the tokenizer's own template" in text for text in seen.messages
+    )
     assert any("hidden states and masks take up to" in text for text in seen.messages)
     assert any(text.startswith("held out: 5 rows of ") for text in seen.messages)
 

@@ -10,8 +10,14 @@ import pytest
 
 from paddlesft.models.quantized.formats import WeightFormat, dequantize, quantize
 from paddlesft.quantization.inputs import Range
-from paddlesft.quantization.paddleslim import PieceWiseSearch, prints_to_log
-from paddlesft.quantization.smoothing import PieceSearch, rounding_error, searched_factors, smooth_factors
+from paddlesft.quantization.paddleslim import PieceWiseSearch, prints_to_log, same_random_numbers
+from paddlesft.quantization.smoothing import (
+    PieceSearch,
+    rounding_error,
+    searched_factors,
+    smooth_factors,
+    some_outputs,
+)
 
 OUTLIERS = (3, 17)
 INT8 = WeightFormat("int8")
@@ -73,6 +79,27 @@ def test_search_finds_factors_that_are_not_worse_than_the_formula(options: Piece
         error(x, w, factors, INT8, True) for factors in (found, smooth_factors(seen, w), paddle.ones([32]))
     )
     assert ours < none and ours <= formula * 1.0001
+
+
+def test_search_on_some_outputs_knows_the_range_of_all() -> None:
+    weight = paddle.to_tensor(np.random.default_rng(1).normal(size=(6, 300)).astype(np.float32))
+    weight[2, 137] = -9.0
+    some = some_outputs(weight, 10)
+    assert some.shape == [6, 11]
+    np.testing.assert_array_equal(some.abs().max(axis=1).numpy(), weight.abs().max(axis=1).numpy())
+    assert some[0, :10].tolist() == weight[0].numpy()[[0, 33, 66, 99, 132, 166, 199, 232, 265, 299]].tolist()
+    assert some_outputs(weight, 300) is weight
+
+
+def test_search_on_some_outputs_finds_what_it_finds_on_all() -> None:
+    seen, _, x = case()
+    weight = paddle.to_tensor(np.random.default_rng(2).normal(0, 0.1, (32, 700)).astype(np.float32))
+    errors = []
+    for tried in (some_outputs(weight, 100), weight):
+        with prints_to_log(), same_random_numbers():
+            found = PieceWiseSearch(3).search("", seen.samples, seen.largest.unsqueeze(0), tried)
+        errors.append(error(x, weight, found[0].clip(min=1e-5), INT8, True))
+    assert errors[0] < 1.02 * errors[1]
 
 
 def test_search_says_nothing(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:

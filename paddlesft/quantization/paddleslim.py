@@ -7,14 +7,16 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import paddle
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from paddleslim.quant.advanced import GPTQ, AutoClip, AWQSearch, MultiStepSampler, PieceWiseSearch
+    from paddleslim.quant.advanced import GPTQ, AutoClip, AWQSearch, MultiStepSampler, PieceWiseSearch, piecewise_search
     from paddleslim.quant.advanced import EMASampler as PaddleSlimEMASampler
+    from paddleslim.quant.advanced.utils import k_means
     from paddleslim.quant.observers.abs_max import AbsmaxObserverLayer
     from paddleslim.quant.observers.avg import AVGObserverLayer
 
@@ -23,6 +25,15 @@ __all__ = [
     "PieceWiseSearch", "prints_to_log", "same_random_numbers",
 ]  # fmt: skip
 log = logging.getLogger("paddlesft")
+
+
+def k_means_with_long_labels(*arguments: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return PaddleSlim's centres and labels; the labels as int64, which Paddle compares with the rest silently."""
+    centres, labels = k_means(*arguments)
+    return centres, labels.astype("int64")
+
+
+piecewise_search.k_means = k_means_with_long_labels
 
 
 class EMASampler(PaddleSlimEMASampler):

@@ -60,8 +60,15 @@ def refuse_taken(target: Path, overwrite: bool = False, switch: str = "--overwri
         switch: what the user gives for that.
 
     Raises:
-        UserError: ``target`` exists, is not an empty directory, and ``overwrite`` is false or cannot help.
+        UserError: ``target`` exists, is not an empty directory, and ``overwrite`` is false or cannot help; or a file
+            stands where a directory above it is needed.
     """
+    above = next((place for place in target.absolute().parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(
+            f"Cannot write to {target}: {above} is a file, and a directory is needed there. Nothing was changed. Choose "
+            "a directory that does not lie below a file."
+        )
     taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
     replaceable = overwrite and target.is_dir() and not target.is_symlink()
     if taken and not replaceable:

@@ -107,8 +107,8 @@ def test_a_file_in_the_way_of_a_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, new_directory(tmp_path / "notes.txt" / "model"):
         raise AssertionError("the block must not be entered")
     assert str(caught.value) == (
-        f"Cannot create {tmp_path}/notes.txt/model in {tmp_path}/notes.txt: File exists. "
-        "A file stands where a directory is needed: choose another place."
+        f"Cannot write to {tmp_path}/notes.txt/model: {tmp_path}/notes.txt is a file, and a directory is needed there. "
+        "Nothing was changed. Choose a directory that does not lie below a file."
     )
     assert leftovers(tmp_path, "notes.txt") == []
 

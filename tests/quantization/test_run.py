@@ -274,6 +274,16 @@ def test_an_existing_directory_is_kept_unless_it_may_go(tiny_llama: Path, tmp_pa
     assert not (output / "notes.txt").exists() and (output / "quant_report.json").is_file()
 
 
+def test_a_place_below_a_file_is_refused_before_the_model_is_loaded(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    for output in (tmp_path / "notes.txt" / "out", tmp_path / "notes.txt" / "deeper" / "out"):
+        with pytest.raises(UserError, match=rf"Cannot write to {output}: {tmp_path}/notes\.txt is a file, and a dir"):
+            quantize(quantization_config(tiny_llama, output, "quant_type=wint8"))
+
+
 def test_patterns_without_layers_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     text = refused(tmp_path, tiny_llama, "skip_list_names=[.*q_prj]", error=ConfigError)
     assert "skip_list_names: '.*q_prj' fits the whole name of no Linear layer. Did you mean '.*q_proj'?" in text

@@ -14,6 +14,7 @@ import numpy as np
 
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import SFTDataset, render_conversations
+from paddlesft.data.problems import counted
 from paddlesft.data.sources import has_split
 from paddlesft.data.splits import read_split
 from paddlesft.errors import DataError
@@ -179,8 +180,8 @@ def _check(lengths: Sequence[int], wanted: int, size: int, warn: Warn) -> None:
     """Warn of rows that say little about a layer's inputs."""
     if len(lengths) < wanted:
         warn(
-            f"calibration: {len(lengths)} rows make {-(-len(lengths) // size)} batches of {size}, not "
-            f"{-(-wanted // size)}. More rows make scales more reliable."
+            f"calibration: found {counted(len(lengths), 'row')}; {wanted} are wanted "
+            f"({counted(wanted // size, 'batch', 'batches')} of {size}). More rows make scales more reliable."
         )
     if sum(lengths) < FEW_TOKENS:
         warn(
@@ -190,6 +191,7 @@ def _check(lengths: Sequence[int], wanted: int, size: int, warn: Warn) -> None:
     short = sum(length < SHORT_ROW for length in lengths)
     if short > len(lengths) // 2:
         warn(
-            f"calibration: {short} of {len(lengths)} rows are shorter than {SHORT_ROW} tokens: they show the model "
-            "little but the marks of its template."
+            f"calibration: {short} of {counted(len(lengths), 'row')} "
+            f"{'is' if short == 1 else 'are'} shorter than {SHORT_ROW} tokens, which shows the model little but the "
+            "marks of its template."
         )

@@ -124,10 +124,18 @@ def test_rows_that_say_little_are_told(tiny_llama: Path, tmp_path: Path) -> None
     data = write_rows(tmp_path / "train.json", 5)
     _, said, _ = read(tiny_llama, data, "src_length=4", "max_length=12")
     assert any(
-        text == "calibration: 3 rows make 2 batches of 2, not 4. More rows make scales more reliable." for text in said
+        text == "calibration: found 3 rows; 8 are wanted (4 batches of 2). More rows make scales more reliable."
+        for text in said
     )
     assert any("tokens in all, which is little to learn ranges from. Give more or longer rows" in text for text in said)
     assert any("calibration: 3 of 3 rows are shorter than 16 tokens" in text for text in said)
+
+
+def test_one_row_is_told_in_the_singular(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.json", 1)
+    _, said, _ = read(tiny_llama, data, "src_length=4", "max_length=12", batches=1)
+    assert "calibration: found 1 row; 2 are wanted (1 batch of 2). More rows make scales more reliable." in said
+    assert any(text.startswith("calibration: 1 of 1 row is shorter than 16 tokens") for text in said)
 
 
 def test_bad_rows_are_errors(tiny_llama: Path, tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"paddlesft {verb}: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # which paddle's core turns into an error of its own
+            raise
+        print(f"paddlesft {verb}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # the reader (`| head`) has gone; point stdout elsewhere so that the interpreter's last flush is silent too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -129,6 +129,21 @@ def test_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "paddlesft probe: interrupted\n"
 
 
+def test_an_interrupted_import_of_paddle_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Paddle's core answers Ctrl-C with an ImportError; any other ImportError is a fault that is shown whole."""
+
+    def run(argv: list[str]) -> int:
+        raise ImportError("initialization failed") from (KeyboardInterrupt() if argv == ["interrupted"] else None)
+
+    install_verb(monkeypatch, run)
+    assert command.main(["probe", "interrupted"]) == 130
+    assert capsys.readouterr().err == "paddlesft probe: interrupted\n"
+    with pytest.raises(ImportError, match="initialization failed"):
+        command.main(["probe"])
+
+
 def test_arguments_and_status_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 

@@ -52,7 +52,7 @@ clean:
 # A stamp is written last, so an interrupted installation is taken up again by the next `make`. An environment whose pip
 # does not work any more (interrupted while pip replaced itself) is made anew.
 
-$(VENV)/.installed: constraints.txt setup.py pyproject.toml paddlesft/known_versions.py
+$(VENV)/.installed: Makefile constraints.txt setup.py pyproject.toml paddlesft/known_versions.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit( \
 	  "Python %d.%d found; PaddlePaddle needs 3.10, 3.11 or 3.12. Next: make PYTHON=python3.11" % v)'
 	@echo "Installing PaddleSFT into $(VENV): PaddlePaddle, PaddleNLP and the embedded model, about 2 GB on disk."

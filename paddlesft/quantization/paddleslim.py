@@ -12,13 +12,29 @@ from typing import Any
 import numpy as np
 import paddle
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from paddleslim.quant.advanced import GPTQ, AutoClip, AWQSearch, MultiStepSampler, PieceWiseSearch, piecewise_search
-    from paddleslim.quant.advanced import EMASampler as PaddleSlimEMASampler
-    from paddleslim.quant.advanced.utils import k_means
-    from paddleslim.quant.observers.abs_max import AbsmaxObserverLayer
-    from paddleslim.quant.observers.avg import AVGObserverLayer
+from paddlesft.errors import EnvironmentProblem
+from paddlesft.known_versions import EXTRAS, requirements
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from paddleslim.quant.advanced import (
+            GPTQ,
+            AutoClip,
+            AWQSearch,
+            MultiStepSampler,
+            PieceWiseSearch,
+            piecewise_search,
+        )
+        from paddleslim.quant.advanced import EMASampler as PaddleSlimEMASampler
+        from paddleslim.quant.advanced.utils import k_means
+        from paddleslim.quant.observers.abs_max import AbsmaxObserverLayer
+        from paddleslim.quant.observers.avg import AVGObserverLayer
+except ImportError as error:
+    raise EnvironmentProblem(
+        f"Quantizing needs packages of the extra quant: {error}. Run: pip install "
+        + " ".join(f"'{one}'" for one in requirements(EXTRAS["quant"]))
+    ) from error
 
 __all__ = [
     "GPTQ", "AVGObserverLayer", "AWQSearch", "AbsmaxObserverLayer", "AutoClip", "EMASampler", "MultiStepSampler",

@@ -14,11 +14,12 @@ from paddlesft.models.family import Family
 from tests.parallel import test_pipeline_training
 
 REPO = Path(__file__).resolve().parents[2]
-ROOMS = ("families", "models", "parallel")
+ROOMS = ("families", "models", "parallel", "tuning")
 TRAINING = "tests/families/test_training.py::test_rows_are_learned_until_generation_reproduces_them"
 GENERATION = "tests/families/test_generation.py"
 TORCH = "tests/models/test_families_against_torch.py"
 REMOTE_CODE = "tests/models/hf_layouts/test_remote_code_models.py"
+JSON_CONFIGS = "tests/families/test_configs.py::test_a_json_config_runs_on_the_tiny_model"
 GGUF = "tests/models/test_gguf_architectures.py"
 
 
@@ -67,6 +68,14 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
         for kind in ("rows", "packed")
     ],
     "pipeline": in_pipelines,
+    "quantize": lambda family: [
+        f"tests/families/test_quantization.py::test_a_family_is_quantized_and_loaded_again[{family.name}]",
+        *(f"{JSON_CONFIGS}[{family.name}-{kind}]" for kind in ("ptq", "gptq", "wint8")),
+    ],
+    "qlora": lambda family: [
+        f"tests/tuning/test_quantized_lora.py::test_every_family_takes_a_step[{family.name}]",
+        f"{JSON_CONFIGS}[{family.name}-qlora]",
+    ],
     "generate": lambda family: [
         f"{GENERATION}::test_a_padded_batch_gives_the_replies_of_single_rows[{family.name}-full]",
         f"{GENERATION}::test_the_logits_of_a_padded_batch_are_those_of_single_rows[{family.name}-full]",
@@ -84,7 +93,7 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
-    """The names of the tests of these three rooms, as pytest finds them."""
+    """The names of the tests of these rooms, as pytest finds them."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", *(f"tests/{r}" for r in ROOMS)],
         cwd=REPO, capture_output=True, text=True, timeout=300,

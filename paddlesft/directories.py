@@ -66,8 +66,8 @@ def refuse_taken(target: Path, overwrite: bool = False, switch: str = "--overwri
     above = next((place for place in target.absolute().parents if place.exists()), None)
     if above is not None and not above.is_dir():
         raise UserError(
-            f"Cannot write to {target}: {above} is a file, and a directory is needed there. Nothing was changed. Choose "
-            "a directory that does not lie below a file."
+            f"Cannot write to {target}: {above} is a file, and a directory is needed there. Nothing was changed. "
+            "Choose a directory that does not lie below a file."
         )
     taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
     replaceable = overwrite and target.is_dir() and not target.is_symlink()

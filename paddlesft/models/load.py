@@ -28,7 +28,7 @@ from paddlesft.models.quantized.directory import (
 )
 from paddlesft.models.quantized.formats import WeightFormat
 from paddlesft.models.quantized.on_load import fill_quantizing
-from paddlesft.models.quantized.origin import refuse_quantized
+from paddlesft.models.quantized.origin import refuse_quantized, refuse_rounding_again
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.models.weights import PADDLE_LAYOUT, TORCH_LAYOUT, read_weights
@@ -140,11 +140,8 @@ def load_model(
     records = read_records(read_config(directory), str(directory / "config.json"))
     if tensor_parallel[0] > 1:
         refuse_quantized(directory, "to divide layers among ranks (tensor_parallel_degree)")
-    if records and quantize is not None:
-        raise ModelDirectoryError(
-            f"{directory} is quantized already; it cannot be quantized to {quantize.name} while it is loaded. Leave "
-            "weight_quantize_algo out to use it as it is, or give the float model."
-        )
+    if quantize is not None:
+        refuse_rounding_again(directory, quantize)
     with quiet_paddlenlp(logging.ERROR):
         if records or quantize is not None:
             with paddle.LazyGuard():  # the float weights of quantized layers never exist

@@ -11,8 +11,10 @@ from paddlesft.data.dataset import SFTDataset, build_dataset
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.report import DataReport, first_sample_view
 from paddlesft.errors import ConfigError
+from paddlesft.models.quantized.origin import records_in, refuse_rounding_again
 from paddlesft.training.run_renderer import read_renderer
 from paddlesft.training.weights_io import TextSide
+from paddlesft.tuning.prepare import base_format, refuse_untrainable
 
 if TYPE_CHECKING:
     from paddlesft.config import RunConfig
@@ -59,8 +61,10 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
         The inputs.
 
     Raises:
-        ConfigError: no model is named, or the config asks for what the model cannot (``read_renderer``).
-        ModelDirectoryError: the model or tokenizer cannot be used, or not together.
+        ConfigError: no model is named, or the config asks for what the model cannot (``read_renderer``,
+            ``refuse_untrainable``).
+        ModelDirectoryError: the model or tokenizer cannot be used, or not together; or a quantized model is to be
+            quantized while it is loaded.
         DataError: the data cannot be used.
     """
     model, data, training = run_config.model, run_config.data, run_config.training
@@ -70,6 +74,9 @@ def read_inputs(run_config: RunConfig, observer: Observer) -> RunInputs:
             "that comes with the demo)."
         )
     base, tokenizer_dir, tokenizer, renderer = read_renderer(run_config, observer.warning)
+    refuse_untrainable(run_config, records_in(base))
+    if (how := base_format(run_config)) is not None:
+        refuse_rounding_again(base, how)
     text_side = TextSide(tokenizer_dir, template_file_of(data.chat_template), bool(model.tokenizer_name_or_path))
     datasets, reports = {}, {}
     for split, wanted in {"train": training.do_train, "eval": training.do_eval, "test": training.do_predict}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from paddlenlp.peft import LoRAModel, PrefixModelForCausalLM
 from paddlesft.errors import ConfigError
 from paddlesft.models.families import family_of
 from paddlesft.models.provenance import read_provenance
-from paddlesft.models.quantized.directory import quantized_layers
+from paddlesft.models.quantized.directory import LayerRecord, quantized_layers
 from paddlesft.models.quantized.formats import WeightFormat
+from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.quantized.on_load import format_of_base, format_of_keys
 from paddlesft.tuning.full import train_all_weights
 from paddlesft.tuning.lora import add_lora, load_lora, save_lora
@@ -56,6 +58,23 @@ def base_format(run_config: RunConfig) -> WeightFormat | None:
     )
 
 
+def refuse_untrainable(run_config: RunConfig, layers: Mapping[str, LayerRecord | QuantizedLinear]) -> None:
+    """Refuse to train what cannot be trained over quantized layers; a run asks before it reads its data.
+
+    Args:
+        run_config: the resolved config.
+        layers: the base's quantized layers by name, or what its directory says of them.
+
+    Raises:
+        ConfigError: they round activations, or all weights are to be trained.
+    """
+    if not run_config.training.do_train:
+        return
+    refuse_rounded_activations(layers)
+    if tuning_method(run_config) == "full":
+        refuse_full_tuning(layers)
+
+
 def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     """Make a base model trainable as the config says.
 
@@ -77,11 +96,8 @@ def prepare_for_tuning(model: nn.Layer, run_config: RunConfig) -> nn.Layer:
     method = tuning_method(run_config)
     config, family = run_config.model, family_of(model.config)
     paddle.seed(run_config.training.seed)
-    if run_config.training.do_train:
-        refuse_rounded_activations(model)
+    refuse_untrainable(run_config, quantized_layers(model))
     if method == "full":
-        if run_config.training.do_train:
-            refuse_full_tuning(model)
         return train_all_weights(model)
     path = config.lora_path if method == "lora" else config.prefix_path
     if path:

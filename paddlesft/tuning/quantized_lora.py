@@ -10,6 +10,7 @@ Shape legend: i inputs and o outputs of a Linear, r rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import paddle
@@ -18,7 +19,7 @@ from paddle import nn
 from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from paddlesft.errors import ConfigError
-from paddlesft.models.quantized.directory import put_layer, quantized_layers
+from paddlesft.models.quantized.directory import LayerRecord, put_layer, quantized_layers
 from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.quantized.on_load import ALGORITHMS
 
@@ -78,13 +79,16 @@ class MixedLoRAModel(LoRAModel):
                     layer.bias.stop_gradient = self.lora_config.trainable_bias not in ("lora", "all")
 
 
-def refuse_rounded_activations(model: nn.Layer) -> None:
+def refuse_rounded_activations(layers: Mapping[str, LayerRecord | QuantizedLinear]) -> None:
     """Refuse to train over a base through which no gradient passes.
 
+    Args:
+        layers: its quantized layers by name, or what its directory says of them.
+
     Raises:
-        ConfigError: some of its layers round their activations.
+        ConfigError: some of them round their activations.
     """
-    rounded = [name for name, layer in quantized_layers(model).items() if layer.activations]
+    rounded = [name for name, layer in layers.items() if layer.activations]
     if rounded:
         raise ConfigError(
             f"model_name_or_path: {len(rounded)} layers of this base round their activations (a8w8, llm.int8; first: "
@@ -94,13 +98,15 @@ def refuse_rounded_activations(model: nn.Layer) -> None:
         )
 
 
-def refuse_full_tuning(model: nn.Layer) -> None:
+def refuse_full_tuning(layers: Mapping[str, LayerRecord | QuantizedLinear]) -> None:
     """Refuse to train all weights of a base of which some are integers.
 
+    Args:
+        layers: its quantized layers by name, or what its directory says of them.
+
     Raises:
-        ConfigError: it has quantized layers.
+        ConfigError: there are some.
     """
-    layers = quantized_layers(model)
     if layers:
         kinds = ", ".join(sorted({layer.how.name for layer in layers.values()}))
         raise ConfigError(

@@ -12,6 +12,7 @@ from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.config import load_run_config
 from paddlesft.data.collate import Collator
 from paddlesft.data.dataset import build_dataset
+from paddlesft.data.report import DataReport
 from paddlesft.errors import CheckpointError, ConfigError, ModelDirectoryError
 from paddlesft.inference.loading import load_for_inference
 from paddlesft.models import read_provenance
@@ -44,6 +45,13 @@ def go(out: Path, model: Path, data: Path, *overrides: str, observer: Recorder |
             "per_device_train_batch_size=4", "logging_steps=1", "max_length=64", "src_length=32", "do_train=true",
             "save_strategy=no"]  # fmt: skip
     return train(load_run_config(None, [*keys, *overrides]), observer)
+
+
+class NoData(Recorder):
+    """For runs that end before they read their data."""
+
+    def data(self, split: str, report: DataReport) -> None:
+        pytest.fail(f"{split} data was read")
 
 
 def measured(out: Path, model: Path | None = None, **where: Path) -> float:
@@ -101,7 +109,7 @@ def test_a_directory_that_was_quantized_before_is_the_base(tiny_llama: Path, dat
         result.metrics["eval_loss"], abs=1e-5
     )
     with pytest.raises(ModelDirectoryError, match="is quantized already; it cannot be quantized to nf4 while it is"):
-        go(tmp_path / "again", base, data, "lora=true", *NF4)
+        go(tmp_path / "again", base, data, "lora=true", *NF4, observer=NoData())
 
 
 def test_a_run_goes_on_with_the_same_base_only(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
@@ -130,7 +138,7 @@ def test_bases_that_cannot_be_trained_over_leave_nothing_behind(
     base = write_quantized(tmp_path / "base", tiny_llama, "a8w8" if keys else "int8")
     message = "round their activations" if keys else r"are quantized \(int8\); such weights cannot be trained"
     with pytest.raises(ConfigError, match=message):
-        go(tmp_path / "run", base, data, *keys)
+        go(tmp_path / "run", base, data, *keys, observer=NoData())
     assert not (tmp_path / "run" / "run_config.yaml").exists()
 
 

@@ -126,6 +126,23 @@ def merge_command(adapter: str | Path, merged: str) -> str:
     return f"{line} --base_precision dequantized" if quantized else line
 
 
+def refuse_rounding_again(directory: str | Path, how: WeightFormat) -> None:
+    """Refuse to quantize a directory with quantized weights while it is loaded.
+
+    Args:
+        directory: a model directory.
+        how: the format that its layers would get.
+
+    Raises:
+        ModelDirectoryError: its weights are quantized.
+    """
+    if records_in(directory):
+        raise ModelDirectoryError(
+            f"{directory} is quantized already; it cannot be quantized to {how.name} while it is loaded. Leave "
+            "weight_quantize_algo out to use it as it is, or give the float model."
+        )
+
+
 def refuse_quantized(directory: str | Path, use: str) -> None:
     """Refuse a directory with quantized weights where only floats can be used.
 

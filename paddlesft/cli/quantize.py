@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlesft.cli.verb_arguments import wants_help
+from paddlesft.data.problems import counted
 from paddlesft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ class _Display:
 
 def _show(display: _Display, report: QuantReport, most: float | None) -> int:
     """Print a report; return the exit code."""
+    from paddlesft.quantization.gptq import DAMPING
+
     display.print(f"\nquantized to {report.quant_type} by {report.method} in {_duration(report.seconds)}")
     display.print(_quality_table(report))
     display.print(
@@ -206,6 +209,13 @@ def _show(display: _Display, report: QuantReport, most: float | None) -> int:
     display.print("\nlargest errors of a layer's output:")
     for one in report.worst[:5]:
         display.print(f"  {one.error**0.5:7.2%}  {one.name} ({one.format})")
+    if report.damped:
+        most_damped = report.damped[0]
+        display.warning(
+            f"GPTQ raised its damping for {counted(len(report.damped), 'layer')}, whose calibration inputs give a "
+            f"singular Hessian (most: {most_damped.name}, from {DAMPING:g} to {most_damped.damping:g}). More and other "
+            "calibration rows make it regular; quant_report.json names them all under damped."
+        )
     display.print(f"\nReport: {report.output / 'quant_report.json'}")
     display.print(f"Directory: {report.output}")
     if report.exceeds(most):

@@ -14,7 +14,6 @@ inputs, and returns rounded floats instead of codes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,7 +27,6 @@ DAMPING = 0.01  # share of the mean of the Hessian's diagonal that is added to i
 MOST_DAMPING = 10.0
 BLOCK = 128  # inputs whose errors are collected before they are passed on to all that follow
 STRIP = 16  # inputs of a block whose errors are collected before they are passed on to the rest of the block
-log = logging.getLogger("paddlesft")
 
 
 class Rounded(NamedTuple):
@@ -63,7 +61,7 @@ def round_by_hessian(
         weight: [i, o] of any float type.
         hessian: float32 [i, i]: the mean of x x^T over calibration tokens, up to a factor.
         how: the format.
-        damping: the first to be tried; ten times as much after each failure, with a warning.
+        damping: the first to be tried; ten times as much after each failure (a singular Hessian).
         where: the layer, for messages.
         scales: float32 [g, o]; None: those of ``formats.scales_of``.
 
@@ -149,7 +147,7 @@ def _inverse_factors(hessian: paddle.Tensor, damping: float, where: str) -> tupl
     and columns in opposite order.
     """
     mean = float(paddle.diag(hessian).mean())
-    identity, first = paddle.eye(hessian.shape[0], dtype="float64"), damping
+    identity = paddle.eye(hessian.shape[0], dtype="float64")
     while damping <= MOST_DAMPING:
         damped = hessian.astype("float64") + identity * (damping * mean)
         try:
@@ -160,14 +158,6 @@ def _inverse_factors(hessian: paddle.Tensor, damping: float, where: str) -> tupl
         if inverse is not None:
             factors = np.ascontiguousarray(inverse.numpy()[::-1, ::-1], dtype=np.float32)
             if np.isfinite(factors).all() and np.diag(factors).all():
-                if damping > first:
-                    log.warning(
-                        "GPTQ: %s: the Hessian of its inputs is singular; damping was raised from %g to %g. More and "
-                        "other calibration rows make it regular.",
-                        where or "a layer",
-                        first,
-                        damping,
-                    )
                 return factors, damping
         damping *= 10
     raise SingularHessian(

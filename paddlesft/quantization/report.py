@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddlesft.directories import write_json
+from paddlesft.quantization.gptq import DAMPING
 from paddlesft.quantization.quantize_layer import LinearResult
 from paddlesft.quantization.sizes import Sizes
 
@@ -92,6 +93,12 @@ class QuantReport:
         """The layers whose output has changed most, worst first."""
         return sorted(self.layers, key=lambda one: (-one.error, one.name))[:WORST]
 
+    @property
+    def damped(self) -> list[LinearResult]:
+        """The layers whose Hessian was singular, so that GPTQ raised its damping; most damping first."""
+        raised = [one for one in self.layers if one.damping > DAMPING]
+        return sorted(raised, key=lambda one: (-one.damping, one.name))
+
     def exceeds(self, most: float | None) -> bool:
         """Whether the perplexity has grown by more than a share; a perplexity that is no number always has."""
         increase = self.perplexity_increase
@@ -102,6 +109,7 @@ class QuantReport:
         run = {"seconds": round(self.seconds, 1), "layers_kept": self.layers_kept, "peak_memory": self.peak_memory}
         content = {key: value for key, value in asdict(self).items() if key not in ("output", *run)}
         content |= {"perplexity_increase": self.perplexity_increase, "worst": [one.name for one in self.worst]}
+        content["damped"] = [one.name for one in self.damped]
         write_json(directory / FILE, {**content, "run": run})
 
 

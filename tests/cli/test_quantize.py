@@ -74,6 +74,31 @@ def test_the_gate(run_here: Callable, tiny_llama: Path, data: Path, tmp_path: Pa
     assert (tmp_path / "o" / "model.safetensors").is_file()
 
 
+def test_layers_with_raised_damping_are_shown(
+    run_here: Callable, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paddlesft.quantization import quantize_layer as module
+
+    real = module.round_by_hessian
+
+    def raised(weight: object, hessian: object, how: object, damping: float, where: str, scales: object) -> object:
+        found = real(weight, hessian, how, damping, where, scales)
+        return found._replace(damping=0.1) if "down_proj" in where else found
+
+    keys = [*quantization_keys(tiny_llama, tmp_path / "o", data=data), "do_ptq=false", "do_gptq=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "round_by_hessian", raised)
+        done = run_here("quantize", *keys)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Note: GPTQ raised its damping for 2 layers, whose calibration inputs give a singular Hessian (most: "
+        "llama.layers.0.mlp.down_proj, from 0.01 to 0.1). More and other calibration rows make it regular; "
+        "quant_report.json names them all under damped."
+    ) in done.stdout
+    found = json.loads((tmp_path / "o" / "quant_report.json").read_text(encoding="utf-8"))["damped"]
+    assert found == ["llama.layers.0.mlp.down_proj", "llama.layers.1.mlp.down_proj"]
+
+
 def test_errors_are_messages(run_here: Callable, tiny_llama: Path, tmp_path: Path) -> None:
     here = [f"model_name_or_path={tiny_llama}", f"output_dir={tmp_path / 'o'}", "dataset_name_or_path=x"]
     for arguments, message in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 
 import numpy as np
 import paddle
@@ -146,17 +145,12 @@ def test_paddleslims_own_rounding_still_fails_where_every_input_is_alive() -> No
         collected.fasterquant()
 
 
-def test_damping_is_raised_until_a_singular_hessian_can_be_inverted(caplog: pytest.LogCaptureFixture) -> None:
+def test_damping_is_raised_until_a_singular_hessian_can_be_inverted() -> None:
     x = np.repeat(correlated(8, 4), 4, axis=1)  # 32 inputs, rank 4
     w = np.random.default_rng(1).normal(0, 0.1, (32, 8)).astype(np.float32)
     hessian = paddle.to_tensor(x.T @ x)
-    with caplog.at_level(logging.WARNING, logger="paddlesft"):
-        found = round_by_hessian(paddle.to_tensor(w), hessian, INT4, damping=1e-18, where="llama.layers.3.mlp.up_proj")
+    found = round_by_hessian(paddle.to_tensor(w), hessian, INT4, damping=1e-18)
     assert found.damping > 1e-18 and np.isfinite(found.error)
-    assert (
-        "GPTQ: llama.layers.3.mlp.up_proj: the Hessian of its inputs is singular; damping was raised from 1e-18 to "
-        f"{found.damping:g}." in caplog.text
-    )
     assert found.error < error(x, w, dequantize(quantize(paddle.to_tensor(w), INT4), INT4, 32).numpy())
 
 

@@ -53,6 +53,16 @@ def test_the_worst_layers_come_first() -> None:
     assert [one.name for one in found.worst] == [f"layers.{i}" for i in range(11, 1, -1)]
 
 
+def test_layers_with_raised_damping_are_named(tmp_path: Path) -> None:
+    found = report(errors=(0.1, 0.1, 0.1, 0.1))
+    for one, damping in zip(found.layers, (0.01, 0.1, 0.0, 1.0)):
+        one.damping = damping
+    assert [one.name for one in found.damped] == ["layers.3", "layers.1"]
+    found.write(tmp_path)
+    content = json.loads((tmp_path / "quant_report.json").read_text(encoding="utf-8"))
+    assert content["damped"] == ["layers.3", "layers.1"] and content["layers"][3]["damping"] == 1.0
+
+
 def test_the_file(tmp_path: Path) -> None:
     report().write(tmp_path)
     found = json.loads((tmp_path / "quant_report.json").read_text(encoding="utf-8"))
@@ -61,6 +71,6 @@ def test_the_file(tmp_path: Path) -> None:
     assert found["after"]["sizes"] == {
         "disk": 300, "memory": 600, "disk_of": {"norms": 300}, "memory_of": {"norms": 600},
     }  # fmt: skip
-    assert found["layers"][0]["name"] == "layers.0" and found["worst"] == ["layers.0"]
+    assert found["layers"][0]["name"] == "layers.0" and found["worst"] == ["layers.0"] and found["damped"] == []
     assert found["run"] == {"seconds": 1.3, "layers_kept": 2, "peak_memory": 99}
     assert not {"output", "seconds"} & set(found)

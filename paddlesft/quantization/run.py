@@ -210,8 +210,8 @@ def _formats(model: nn.Layer, run_config: RunConfig, recipe: Recipe, watcher: Wa
         how.name == "int4" and not how.group_size for how in formats.values()
     ):
         watcher.warning(
-            "int4 has one scale for each output of a layer here. group_size=64 adds a ninth to the size of quantized "
-            "layers and loses less."
+            "int4 has one scale for each output of a layer here. group_size=64 adds about an eighth to the size of "
+            "quantized layers and loses less."
         )
     return formats
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paddlesft.models.quantized.formats import WeightFormat
-from paddlesft.quantization.recipe import Recipe
+from paddlesft.config import quantization_rules
+from paddlesft.config.quantization import WEIGHT_FORMATS
+from paddlesft.models.quantized.formats import TABLES, WeightFormat
+from paddlesft.quantization.recipe import ACTIVATIONS, WEIGHTS, Recipe
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,14 @@ from paddlesft.quantization.recipe import Recipe
 )
 def test_quant_type_and_group_size_make_a_format(recipe: Recipe, wanted: WeightFormat) -> None:
     assert recipe.format_of("llama.layers.0.mlp.up_proj") == wanted
+
+
+def test_the_rules_of_the_config_know_the_same_types() -> None:
+    """The config's room lies below this one, and has lists of its own."""
+    assert set(quantization_rules.BUILT) == set(WEIGHTS)
+    assert set(quantization_rules.WEIGHTS_ONLY) == set(WEIGHTS) - set(ACTIVATIONS)
+    assert set(quantization_rules.TABLES) == set(TABLES)
+    assert set(WEIGHT_FORMATS.values()) == set(WEIGHTS.values())
 
 
 def test_first_expression_that_fits_the_whole_name_counts() -> None:

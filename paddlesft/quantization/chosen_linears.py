@@ -67,7 +67,8 @@ def _refuse_matrices(name: str, part: nn.Layer) -> None:
     if matrices and not isinstance(part, nn.Embedding):  # which looks rows up: there is no product
         raise UserError(
             f"{name} is a {type(part).__name__} ({', '.join(matrices)}), which cannot be quantized: only Linear can. "
-            f'Leave it as it is with skip_list_names: [".*{name.rpartition(".")[2]}"]; merge an adapter first.'
+            f'Leave it as it is with skip_list_names: [".*{name.rpartition(".")[2]}"]. Where it is an adapter, merge '
+            "that first."
         )
 
 

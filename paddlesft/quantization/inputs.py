@@ -105,28 +105,35 @@ class ActivationScale:
 
 
 class Moments:
-    """Mean magnitude of each input, and mean product of each two: the Hessian of GPTQ and AWQ, up to a factor."""
+    """Mean and mean magnitude of each input, and mean product of each two: the Hessian of GPTQ, up to a factor."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self._products: paddle.Tensor | None = None
         self._magnitudes: paddle.Tensor | None = None
+        self._sums: paddle.Tensor | None = None
 
     def add(self, rows: Rows) -> None:
         """Look at the inputs of one step."""
         x = _tokens(rows)
-        products, magnitudes = paddle.matmul(x, x, transpose_x=True), x.abs().sum(axis=0)
+        products, magnitudes, sums = paddle.matmul(x, x, transpose_x=True), x.abs().sum(axis=0), x.sum(axis=0)
         if self._products is None:
-            self._products, self._magnitudes = products, magnitudes
+            self._products, self._magnitudes, self._sums = products, magnitudes, sums
         else:
             self._products.add_(products)
             self._magnitudes.add_(magnitudes)
+            self._sums.add_(sums)
         self.tokens += x.shape[0]
 
     @property
     def hessian(self) -> paddle.Tensor:
         """The mean of x x^T, float32 [i, i]."""
         return self._products / self.tokens
+
+    def shifted_hessian(self, shift: paddle.Tensor) -> paddle.Tensor:
+        """Return the mean of (x + shift) (x + shift)^T, float32 [i, i], for a shift [i]."""
+        cross = paddle.outer(self._sums / self.tokens, shift)
+        return self.hessian + cross + cross.T + paddle.outer(shift, shift)
 
     @property
     def mean(self) -> paddle.Tensor:

@@ -70,10 +70,9 @@ class _Linear:
         return weight if self.factors is None else weight * self.factors.unsqueeze(1)
 
     def hessian(self, moments: Moments) -> paddle.Tensor:
-        """The mean of x' x'^T, of inputs that are not shifted."""
-        if self.factors is None:
-            return moments.hessian
-        return moments.hessian / (self.factors.unsqueeze(0) * self.factors.unsqueeze(1))
+        """The mean of x' x'^T, float32 [i, i]."""
+        hessian = moments.hessian if self.shift is None else moments.shifted_hessian(self.shift)
+        return hessian if self.factors is None else hessian / paddle.outer(self.factors, self.factors)
 
     def reshaped(self, look: Look) -> Look:
         """Look at what the Linear's input becomes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,14 @@ def test_smoothing_cannot_repair_an_offset_but_both_together_do(tiny_family: Cal
     assert both < 1.5 * lost(path, Recipe("a8w8"))
     assert both < 0.7 * lost(path, Recipe("a8w8", smooth=True), change)
     assert both < 0.2 * lost(path, Recipe("a8w8", shift=True), change)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_clipping_knows_that_inputs_are_shifted(smooth: bool, tiny_family: Callable[[str], Path]) -> None:
+    path = tiny_family("gpt")
+
+    def change(model: nn.Layer) -> nn.Layer:
+        return with_offset(model, "gpt")
+
+    shift = Recipe("a8w8", shift=True, smooth=smooth)
+    assert lost(path, replace(shift, clip=True), change) < 1.02 * lost(path, shift, change)

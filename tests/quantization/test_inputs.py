@@ -88,6 +88,8 @@ def test_moments_are_means_over_tokens() -> None:
     assert seen.tokens == len(tokens) == 40
     np.testing.assert_allclose(seen.hessian.numpy(), tokens.T @ tokens / 40, rtol=1e-5)
     np.testing.assert_allclose(seen.mean.numpy(), np.abs(tokens).mean(axis=0), rtol=1e-5)
+    moved, shift = tokens - np.arange(6), paddle.to_tensor(-np.arange(6, dtype=np.float32))
+    np.testing.assert_allclose(seen.shifted_hessian(shift).numpy(), moved.T @ moved / 40, rtol=1e-4, atol=1e-4)
 
 
 def test_what_does_not_depend_on_steps_is_the_same_in_one_step_and_in_four() -> None:

@@ -79,7 +79,7 @@ def test_its_experts_are_not_quantized(run_of: Callable[[str, str], TuningRun], 
     data = test_quantization.write_rows(tmp_path / "data")
     with pytest.raises(UserError, match=r"gate gets an input of shape \[\d+, 64\] .*: \[\"\.\*gate\", \"\.\*w1\""):
         test_quantization.test_a_family_is_quantized_and_loaded_again(
-            NAME, "gptq", data, test_quantization.float_logits, lambda name: base, tmp_path
+            NAME, data, test_quantization.float_logits, lambda name: base, tmp_path
         )
 
 

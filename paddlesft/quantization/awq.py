@@ -5,7 +5,12 @@ Shape legend: i inputs, o outputs, g groups of inputs that share a scale.
 Both searches compare outputs: |x W - x' W'|^2, summed over all calibration tokens, is D^T H D for the difference D of
 two weights, with H the sum of x x^T. So they see every token, need the memory of H alone, and take the time of one
 product [i, i] x [i, o] for each trial. Both try what rounding to the nearest does first: on calibration tokens they
-cannot lose.
+cannot lose, layer by layer.
+
+A whole model can: SmolLM2 with one scale for each output predicts gsm8k worse after AWQ than after rounding to the
+nearest, though the mean error of its layers falls. With each token divided by its norm, so that the few with massive
+activations (arXiv:2402.17762) do not dominate H, it is less, but still worse; with groups of 128, which AWQ is meant
+for, that does harm. So H has every token as it is.
 
 PaddleSlim's ``AWQSearch`` (2.6.0) tries the same factors; it is not used because it needs the tokens themselves and
 knows neither nf4 and fp4 nor groups that do not divide the inputs. Its ``AutoClip`` is not used because it computes in

@@ -206,13 +206,17 @@ def _formats(model: nn.Layer, run_config: RunConfig, recipe: Recipe, watcher: Wa
     if left or len(counts) > 1:
         parts = [f"{count} to {name}" for name, count in counts.most_common()]
         watcher.message(f"{len(linears)} Linear layers: {', '.join(parts)}{f'; {left} stay as they are' * bool(left)}")
-    if not run_config.was_set("group_size") and any(
-        how.name == "int4" and not how.group_size for how in formats.values()
-    ):
-        watcher.warning(
-            "int4 has one scale for each output of a layer here. group_size=64 adds about an eighth to the size of "
-            "quantized layers and loses less."
-        )
+    if any(how.name == "int4" and not how.group_size for how in formats.values()):
+        if recipe.awq and not recipe.gptq:
+            watcher.warning(
+                "AWQ to int4 with one scale for each output of a layer can lose more than rounding to the nearest. "
+                "group_size=128 suits it; without groups do_gptq=true loses less."
+            )
+        elif not run_config.was_set("group_size"):
+            watcher.warning(
+                "int4 has one scale for each output of a layer here. group_size=64 adds about an eighth to the size of "
+                "quantized layers and loses less."
+            )
     return formats
 
 

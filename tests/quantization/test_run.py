@@ -312,6 +312,24 @@ def test_four_bits_without_groups_get_a_note(
     assert not any("Linear layers: " in text for text in seen.messages)
 
 
+@pytest.mark.parametrize(
+    ("keys", "warned"),
+    [(("group_size=0",), True), ((), False), (("group_size=0", "do_gptq=true"), False)],
+    ids=["no groups", "its own groups", "gptq rounds"],
+)
+def test_awq_without_groups_is_warned_of(
+    keys: tuple[str, ...], warned: bool, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    seen = Seen()
+    arguments = ("quant_type=wint4", "do_ptq=false", "do_awq=true", "awq_step=1", "gptq_step=1", *keys)
+    quantize(quantization_config(tiny_llama, tmp_path / "out", *arguments, data=data), seen)
+    assert warned == any(
+        text.startswith("AWQ to int4 with one scale for each output") and "group_size=128 suits it" in text
+        for text in seen.warnings
+    )
+    assert not any(text.startswith("int4 has one scale") for text in seen.warnings)
+
+
 def test_a_full_disk_is_found_before_work_starts(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

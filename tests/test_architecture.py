@@ -14,7 +14,7 @@ LEVELS = {
     "config": 1,
     "data": 2, "models": 2,
     "tuning": 3, "parallel": 3,
-    "inference": 4, "checkpoints": 4, "training": 4, "quantization": 4,
+    "inference": 4, "checkpoints": 4, "training": 4, "quantization": 4, "export": 4,
     "serving": 5,
     "cli": 6,
 }  # fmt: skip
@@ -25,6 +25,8 @@ SAME_LEVEL = {
     ("quantization", "training"),
     ("quantization", "checkpoints"),
     ("checkpoints", "inference"),
+    ("export", "inference"),
+    ("export", "checkpoints"),
     ("runtime", "quirks"),
     ("quirks", "errors"),
     ("directories", "errors"),

@@ -10,8 +10,9 @@ from typing import Any
 import paddle
 
 from paddlesft.errors import UserError
-from paddlesft.inference.eager import EagerRunner
+from paddlesft.inference.runners import runner_of
 from paddlesft.inference.sampling import RowSampler, Sampler, SamplingOptions
+from paddlesft.inference.step_model import StepModel
 from paddlesft.inference.streaming import TextStream
 from paddlesft.models.families import family_of
 
@@ -36,7 +37,7 @@ class Generated:
 
 
 def generate(
-    model: paddle.nn.Layer,
+    model: paddle.nn.Layer | StepModel,
     prompts: Sequence[Sequence[int]],
     options: SamplingOptions,
     stop_token_ids: Sequence[int] = (),
@@ -49,8 +50,8 @@ def generate(
     """Generate a reply for each prompt, all of them in one batch.
 
     Args:
-        model: a causal language model of paddlenlp, plain or wrapped in ``LoRAModel`` or ``PrefixModelForCausalLM``.
-            It runs in evaluation mode without gradients and is left in the mode it came in.
+        model: a causal language model of paddlenlp, plain or wrapped in ``LoRAModel`` or ``PrefixModelForCausalLM``,
+            which runs in evaluation mode without gradients and is left in the mode it came in; or a static graph.
         prompts: token ids of each prompt; lengths may differ.
         options: how tokens are chosen and when replies end.
         stop_token_ids: ids that end a reply, besides ``options.stop_token_ids``.
@@ -80,9 +81,9 @@ def generate(
         for index, limit in enumerate(limits)
     ]
     sampler = Sampler([RowSampler(options, prompt, stop_ids, row) for prompt, row in zip(prompts, rows)])
-    runner = EagerRunner(model, pad_token_id)
     active = replies
     with evaluating(model):
+        runner = runner_of(model, pad_token_id)
         logits = runner.prefill(prompts)
         while True:
             tokens = sampler(logits)
@@ -161,8 +162,11 @@ def _token_limits(config: object, prompts: Sequence[Sequence[int]], options: Sam
 
 
 @contextmanager
-def evaluating(model: paddle.nn.Layer) -> Iterator[None]:
-    """Put a model into evaluation mode for a while."""
+def evaluating(model: paddle.nn.Layer | StepModel) -> Iterator[None]:
+    """Put a model into evaluation mode for a while; static graphs have no other."""
+    if not isinstance(model, paddle.nn.Layer):
+        yield
+        return
     was_training = model.training
     model.eval()
     try:

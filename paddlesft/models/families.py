@@ -17,6 +17,7 @@ PADDLE_MIRRORS = (
 FAMILIES = (
     Family(
         name="llama",
+        step="paddlesft.models.steps.llama:LlamaStep",
         title="LLaMA 1, 2, 3 (and models of the same architecture: Vicuna, Baichuan-7B, SmolLM2, ...)",
         model_types=("llama",),
         causal_lm="LlamaForCausalLM",
@@ -42,6 +43,7 @@ FAMILIES = (
     ),
     Family(
         name="qwen2",
+        step="paddlesft.models.steps.llama:LlamaStep",
         title="Qwen2, Qwen2.5",
         model_types=("qwen2",),
         causal_lm="Qwen2ForCausalLM",

@@ -36,6 +36,9 @@ class Family:
         base_prefix: attribute of the causal LM that holds the decoder; also the first part of its tensors' names.
         lora_target_modules: regular expressions over module names; every decoder Linear, the head excluded.
         decoder: ``module:class`` that calls the decoder, see ``models/decoders``: attention, positions, cache.
+        step: ``module:class`` that computes one call over a cache, see ``models/steps``; generation, static graphs and
+            ONNX go through it. None: generation calls the whole decoder, and there are no graphs.
+        inputs: ``module:class`` that tells a step about its rows, see ``models/steps/inputs.py``.
         positions: how the model knows where a token stands, in words (for tables and docs).
         positions_end: there are no positions beyond ``context_key``: they are a table, learned or rotary.
         prefix_tuning: keys and values can be put in front of every layer's own.
@@ -81,6 +84,8 @@ class Family:
     config_mark: str | None = None
     pipe_class: str | None = None
     decoder: str = "paddlesft.models.decoders.causal:CausalDecoder"
+    step: str | None = None
+    inputs: str = "paddlesft.models.steps.inputs:CausalInputs"
     positions: str = "rotary"
     positions_end: bool = False
     prefix_tuning: bool = True
@@ -144,6 +149,14 @@ class Family:
     def decoder_class(self) -> Callable[..., Any]:
         """Import and return the class that ``decoder`` names."""
         return imported(self.decoder)
+
+    def step_class(self) -> Callable[..., Any]:
+        """Import and return the class that ``step`` names."""
+        return imported(self.step)
+
+    def step_inputs(self) -> Callable[..., Any]:
+        """Import and return the class that ``inputs`` names."""
+        return imported(self.inputs)
 
     def plan(self, config: Mapping[str, Any]) -> Any:
         """Return the ``TensorPlan`` of the content of a config.json in Paddle's layout; does not load paddle."""

@@ -9,6 +9,7 @@ import paddle
 import pytest
 
 from paddlesft.errors import UserError
+from paddlesft.inference.cached_runner import CachedRunner
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
@@ -61,8 +62,8 @@ def test_rows_that_finish_leave_and_the_others_go_on_unchanged(
     full = generate(model, PROMPTS, GREEDY)
     stop = [full[2].token_ids[1], full[0].token_ids[4], full[3].token_ids[7]]
     sizes = []
-    step = EagerRunner.step
-    monkeypatch.setattr(EagerRunner, "step", lambda self, tokens: sizes.append(len(tokens)) or step(self, tokens))
+    step = CachedRunner.step
+    monkeypatch.setattr(CachedRunner, "step", lambda self, tokens: sizes.append(len(tokens)) or step(self, tokens))
     ended = generate(model, PROMPTS, GREEDY, stop_token_ids=stop)
     for before, after in zip(full, ended):
         cut = next((i for i, token in enumerate(before.token_ids) if token in stop), None)

@@ -1,0 +1,1 @@
+"""Static graphs of models: written, and proved against the model in memory."""

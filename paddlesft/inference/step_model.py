@@ -1,0 +1,52 @@
+"""What a decode loop drives: a model in memory, or a static graph, that computes one call over a cache it is given."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+
+from paddlesft.inference.key_value_cache import KeyValueCache
+from paddlesft.models.steps import CacheShape, step_of
+from paddlesft.models.steps.inputs import CausalInputs, StepInputs
+
+
+class StepModel(Protocol):
+    """A model, its adapter included, that the decode loop can run.
+
+    Attributes:
+        config: PaddleNLP's config of the model.
+        cache_shape: what a column of the cache holds.
+        prefix: keys and values of a tuned prefix, [2 L, n, w, d]; None without one.
+        inputs: makes the arguments of a call.
+    """
+
+    config: Any
+    cache_shape: CacheShape
+    prefix: np.ndarray | None
+    inputs: CausalInputs
+
+    def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> tuple[Any, Any]:
+        """Run one call; see ``DecoderStep.forward``.
+
+        Returns:
+            Logits [b, v], and keys and values of the new tokens [2 L, b, n, s, d]; arrays or tensors.
+        """
+
+
+class EagerModel:
+    """A PaddleNLP model in memory, bare or inside ``LoRAModel`` or ``PrefixModelForCausalLM``."""
+
+    def __init__(self, model: paddle.nn.Layer, pad_token_id: int = 0) -> None:
+        self.config = model.config
+        self._step = step_of(model)
+        self.cache_shape = self._step.cache_shape
+        self.prefix = self._step.prefix_cache()
+        width = 0 if self.prefix is None else self.prefix.shape[2]
+        self.inputs = self._step.decoder.family.step_inputs()(self.config.to_dict(), width, pad_token_id)
+
+    @paddle.no_grad()
+    def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> tuple[paddle.Tensor, paddle.Tensor]:
+        arrays = (inputs.input_ids, inputs.position_ids, inputs.visible, inputs.last)
+        return self._step(*map(paddle.to_tensor, arrays), cache.tensors())

@@ -1,0 +1,7 @@
+"""One call of a decoder over a cache that its caller owns: what the decode loop and static graphs have in common."""
+
+from __future__ import annotations
+
+from paddlesft.models.steps.step import CacheShape, DecoderStep, step_of
+
+__all__ = ["CacheShape", "DecoderStep", "step_of"]

@@ -1,0 +1,97 @@
+"""What a step is told about its rows: positions, and which tokens each token sees.
+
+Plain numpy, made from the content of config.json: a static graph is driven by the same code as a model in memory.
+
+Shape legend: b rows, s tokens of this call, m columns of the cache, w columns of a tuned prefix (the first ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+@dataclass
+class Row:
+    """One text in the cache.
+
+    Attributes:
+        prompt: its first tokens.
+        length: how many of its tokens have been run: they are in the cache, behind the prefix.
+    """
+
+    prompt: Sequence[int]
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Arguments of one call, see ``DecoderStep.forward``.
+
+    Attributes:
+        input_ids: int64 [b, s].
+        position_ids: int64 [b, s] or [b, 2, s].
+        visible: bool [b, 1, s, m + s].
+        last: int64 [b].
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    visible: np.ndarray
+    last: np.ndarray
+
+
+class CausalInputs:
+    """Inputs of models whose tokens see themselves and what stands before them.
+
+    Args:
+        config: the content of config.json.
+        prefix_length: w, columns of a tuned prefix; every token sees them, and they have no positions.
+        pad_token_id: fills rows that are shorter than others; any valid id.
+    """
+
+    whole_prompts: ClassVar[bool] = False  # a prompt has to be run in one call
+
+    def __init__(self, config: Mapping[str, Any], prefix_length: int = 0, pad_token_id: int = 0) -> None:
+        self.config = config
+        self.prefix_length = prefix_length
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], columns: int) -> StepInputs:
+        """Make the inputs of a call.
+
+        Args:
+            rows: in the order of the cache.
+            tokens: the next tokens of each, none empty. Their number may differ.
+            columns: m, at least the prefix and the longest row's ``length``.
+        """
+        counts = np.array([len(new) for new in tokens])
+        width = int(counts.max())
+        starts = np.array([row.length for row in rows])
+        ids = np.full([len(rows), width], self.pad_token_id, dtype=np.int64)
+        for index, new in enumerate(tokens):
+            ids[index, : len(new)] = new
+        visible = np.empty([len(rows), 1, width, columns + width], dtype=bool)
+        visible[:, 0, :, :columns] = (np.arange(columns) < self.prefix_length + starts[:, None])[:, None]
+        visible[:, 0, :, columns:] = np.tril(np.ones([width, width], dtype=bool))
+        self.restrict(visible[:, 0], rows, starts, columns)
+        return StepInputs(ids, self.positions(rows, tokens, starts, width), visible, counts - 1)
+
+    def positions(
+        self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], starts: np.ndarray, width: int
+    ) -> np.ndarray:
+        """Return the positions of the new tokens, int64 [b, s]; those of padding are any that the model knows."""
+        return starts[:, None] + np.minimum(np.arange(width), np.array([len(new) - 1 for new in tokens])[:, None])
+
+    def restrict(self, visible: np.ndarray, rows: Sequence[Row], starts: np.ndarray, columns: int) -> None:
+        """Change what is seen, in place.
+
+        Args:
+            visible: bool [b, s, m + s], causal so far.
+            rows: see ``__call__``.
+            starts: int64 [b], ``length`` of each row.
+            columns: m.
+        """

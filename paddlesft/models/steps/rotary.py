@@ -1,0 +1,30 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), computed for the positions of one call.
+
+Shape legend as in ``step.py``; r numbers of a head that are rotated.
+"""
+
+from __future__ import annotations
+
+import paddle
+
+
+def angles(position_ids: paddle.Tensor, frequencies: paddle.Tensor) -> paddle.Tensor:
+    """Return the angle of each pair of numbers, float32 [b, 1, s, r / 2].
+
+    Args:
+        position_ids: int64 [b, s].
+        frequencies: float32 [r / 2], radians for each position.
+    """
+    return (position_ids.astype("float32").unsqueeze(-1) * frequencies).unsqueeze(1)
+
+
+def rotate_halves(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
+    """Rotate pairs whose second number stands half a head behind the first.
+
+    Args:
+        x: [b, h, s, r].
+        cos: [b, 1, s, r], the cosines twice over.
+        sin: [b, 1, s, r], likewise.
+    """
+    first, second = paddle.split(x, 2, axis=-1)
+    return x * cos + paddle.concat([-second, first], axis=-1) * sin

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import paddle
@@ -11,6 +14,9 @@ from paddlesft.models.graph_directory import GraphRecord
 from paddlesft.models.steps import DecoderStep, step_of
 
 NAME = "model"
+WEIGHTS_END = ".pdiparams"
+# the new IR's first: Paddle versions that know it write it unless the environment asks for the old one
+PROGRAM_ENDS = {".json": "new IR", ".pdmodel": "old IR"}
 
 
 def write_static_graph(model: paddle.nn.Layer, directory: Path) -> GraphRecord:
@@ -24,18 +30,31 @@ def write_static_graph(model: paddle.nn.Layer, directory: Path) -> GraphRecord:
         What was written.
     """
     step = step_of(model)
-    step.eval()
-    step.forward = paddle.jit.to_static(step.forward, input_spec=input_specs(step), full_graph=True)
-    with paddle.no_grad():
-        paddle.jit.save(step, str(directory / NAME))
-    program = next(
-        directory / f"{NAME}{end}" for end in (".json", ".pdmodel") if (directory / f"{NAME}{end}").is_file()
-    )
+    program = save_program(step, input_specs(step), directory / NAME)
     shape = step.cache_shape
     return GraphRecord(
-        "paddle", program.name, f"{NAME}.pdiparams", shape.num_layers, shape.num_heads, shape.head_dim, shape.dtype,
+        "paddle", program, f"{NAME}{WEIGHTS_END}", shape.num_layers, shape.num_heads, shape.head_dim, shape.dtype,
         paddle_version=paddle.__version__,
     )  # fmt: skip
+
+
+def save_program(layer: paddle.nn.Layer, specs: list, path: Path) -> str:
+    """Trace a layer's forward pass and write its program, and its weights where it has any.
+
+    Args:
+        layer: what is traced.
+        specs: of its arguments.
+        path: of the files, without the end of their names.
+
+    Returns:
+        The name of the program's file: ``.json`` of the new IR or ``.pdmodel`` of the old one, whichever the installed
+        version of Paddle writes.
+    """
+    layer.eval()
+    layer.forward = paddle.jit.to_static(layer.forward, input_spec=specs, full_graph=True)
+    with paddle.no_grad(), _quietly():
+        paddle.jit.save(layer, str(path))
+    return next(path.name + end for end in PROGRAM_ENDS if path.with_name(path.name + end).is_file())
 
 
 def input_specs(step: DecoderStep) -> list:
@@ -50,3 +69,12 @@ def input_specs(step: DecoderStep) -> list:
         InputSpec([None], "int64", "last"),
         [InputSpec(past, shape.dtype, f"past_{i}") for i in range(2 * shape.num_layers)],
     ]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep away what Paddle says of every trace: that tensors have no place, that there are no weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
+        warnings.filterwarnings("ignore", message="no variable in your model")
+        yield

@@ -6,6 +6,7 @@ the chat template and paddlesft.json.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class GraphRecord:
         formats: formats of quantized weights, in words; "" for floats.
         ranks: tensor-parallel degree; the graphs lie in ``rank_N/``, where it is above 1.
         paddle_version: that wrote it.
+        sampling: the file of the program that chooses tokens; "" without one.
     """
 
     format: str
@@ -44,6 +46,7 @@ class GraphRecord:
     formats: str = ""
     ranks: int = 1
     paddle_version: str = ""
+    sampling: str = ""
 
 
 def holds_graph(directory: Path) -> bool:
@@ -70,3 +73,21 @@ def read_record(directory: Path) -> GraphRecord:
         raise ModelDirectoryError(
             f"{directory / GRAPH_FILE} is not what this version writes ({error}). Export the model again."
         ) from error
+
+
+def hash_graph(directory: Path) -> str:
+    """Hash what decides about the numbers of a graph: its program, its weights and its prefix, byte by byte.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    record = read_record(directory)
+    names = {Path(record.program).stem, Path(record.weights or record.program).stem}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and (path.name.partition(".")[0] in names or path.name == PREFIX_FILE):
+            digest.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()

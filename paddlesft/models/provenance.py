@@ -15,6 +15,7 @@ from typing import Any
 from paddlesft import __version__
 from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.graph_directory import hash_graph, holds_graph
 from paddlesft.models.weights import hash_weights
 
 FILE = "paddlesft.json"
@@ -78,12 +79,14 @@ def read_provenance(directory: str | Path) -> dict[str, Any]:
 def fingerprint(directory: str | Path) -> str:
     """Return ``sha256:...`` of a directory's weights by content (names, types, shapes, values).
 
-    Two directories with the same tensors have the same fingerprint, however they are split into files.
+    Two directories with the same tensors have the same fingerprint, however they are split into files. Static graphs are
+    taken as they are, byte by byte.
 
     Raises:
         ModelDirectoryError: there are no weights.
     """
-    return f"sha256:{hash_weights(Path(directory))}"
+    directory = Path(directory)
+    return f"sha256:{hash_graph(directory) if holds_graph(directory) else hash_weights(directory)}"
 
 
 def base_facts(directory: str | Path, name: str | None = None) -> dict[str, str]:

@@ -183,9 +183,7 @@ def replies_of(model: paddle.nn.Layer, prompts: Sequence[Prompt], new_tokens: in
     return replies
 
 
-def compare_with(
-    graph: StepModel, replies: Sequence[Reply], share: float = RELATIVE_BOUND["float32"]
-) -> CheckReport:
+def compare_with(graph: StepModel, replies: Sequence[Reply], share: float = RELATIVE_BOUND["float32"]) -> CheckReport:
     """Run a graph on the tokens of a model's replies, in one ragged batch and prompt by prompt.
 
     Args:

@@ -79,8 +79,8 @@ def read_provenance(directory: str | Path) -> dict[str, Any]:
 def fingerprint(directory: str | Path) -> str:
     """Return ``sha256:...`` of a directory's weights by content (names, types, shapes, values).
 
-    Two directories with the same tensors have the same fingerprint, however they are split into files. Static graphs are
-    taken as they are, byte by byte.
+    Two directories with the same tensors have the same fingerprint, however they are split into files. A static
+    graph is taken as it is, byte by byte.
 
     Raises:
         ModelDirectoryError: there are no weights.

@@ -1,0 +1,139 @@
+"""paddlesft export: write a model as a static graph, or in another tool's format, and prove it.
+
+    paddlesft export --model_name_or_path DIR --output_path OUT                   a graph for paddle.inference
+    paddlesft export --model_name_or_path DIR --output_path OUT --format onnx     a graph for ONNX Runtime
+    paddlesft export --model_name_or_path DIR --output_path OUT --format hf       a directory for transformers
+    paddlesft export --lora_path DIR --output_path OUT --format peft              an adapter for PEFT
+
+A graph is the whole model for one call over a key/value cache: prompts and single tokens, any number of rows, any
+length. Adapters and quantized directories are exported too. The written graph is then read back and has to say what the
+model in memory says, token for token; one that does not is not left behind. OUT is a directory that paddlesft predict
+--mode static, benchmark and serving programs take.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlesft.cli.verb_arguments import read_arguments, show_help, wants_help
+from paddlesft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paddlesft.config.export import ExportConfig
+
+EXAMPLE = "Example: paddlesft export --model_name_or_path models/merged --output_path models/merged-graph"
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it.
+
+    Returns:
+        0; errors are raised.
+    """
+    from paddlesft.config.export import ExportConfig
+
+    if wants_help(argv):
+        return show_help(__doc__, "export", ExportConfig)
+    config = read_arguments("export", ExportConfig, argv)
+    if config.output_path is None:
+        raise ConfigError(f"output_path is missing. {EXAMPLE}")
+    if config.model_name_or_path is None and config.lora_path is None and config.prefix_path is None:
+        raise ConfigError(f"model_name_or_path is missing: no model is named. {EXAMPLE}")
+    return _export_graph(config)
+
+
+def _export_graph(config: ExportConfig) -> int:
+    from rich.console import Console
+
+    from paddlesft.cli.predict import about_quant_type
+    from paddlesft.directories import refuse_taken
+    from paddlesft.export.directory import export_graph, refuse_graph
+    from paddlesft.inference.device import use_device
+    from paddlesft.inference.loading import load_for_inference
+
+    console = Console(highlight=False, soft_wrap=True)
+    refuse_taken(Path(config.output_path), config.overwrite)
+    write = _writer(config.format)
+    device = use_device(config.device)
+    if config.model_name_or_path is not None:
+        refuse_graph(Path(config.model_name_or_path))
+    loaded = load_for_inference(
+        config.model_name_or_path, config.lora_path, config.prefix_path, config.dtype, config.chat_template,
+        base_precision=config.base_precision,
+    )  # fmt: skip
+    if config.quant_type is not None:
+        said = about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)
+        console.print(f"Note: {said}", markup=False)
+    adapter = f" with {loaded.adapter_kind} adapter {loaded.adapter}" if loaded.adapter else ""
+    stored = f" ({loaded.base.said})" if loaded.base.said else ""
+    console.print(f"Model: {loaded.directory}{stored}{adapter}, {loaded.model.config.dtype} on {device}", markup=False)
+    report = export_graph(
+        loaded, config.output_path, write, config.model_name_or_path, config.overwrite, config.check_tokens,
+        config.chat_template, lambda text: console.print(f"{text[0].upper()}{text[1:]} ...", markup=False),
+    )  # fmt: skip
+    _show(console, report, config.dtype)
+    return 0
+
+
+def _writer(format: str) -> Any:
+    """Return what writes a graph of this format."""
+    if format == "onnx":
+        from paddlesft.export.onnx_graph import write_onnx_graph
+
+        return write_onnx_graph
+    from paddlesft.export.static_graph import write_static_graph
+
+    return write_static_graph
+
+
+def _show(console: Any, report: Any, asked: str | None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    record, checked = report.record, report.checked
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("prompt", no_wrap=True)
+    for name in ("tokens", "new, equal", "logits differ by"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in checked.prompts:
+        ties = f" ({one.ties} ties)" if one.ties else ""
+        text = " ".join(one.text.split())
+        table.add_row(
+            text if len(text) <= 40 else f"{text[:37]}...", str(one.prompt_tokens),
+            f"{one.equal}/{one.new_tokens}{ties}", f"{one.max_difference:.1e}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"Checked: the written graph, in one ragged batch and one by one, against PaddleNLP's forward pass in memory; "
+        f"logits may differ by {checked.bound:.1e} (they reach {checked.largest_logit:.1f})"
+    )
+    if checked.ties:
+        console.print("A tie: both tokens are equally likely but for rounding; both go on with the model's.")
+    console.print(f"Exported in {report.seconds:.1f} s, {report.trace_seconds:.1f} s of it for tracing and writing")
+    console.print(f"  program   {describe(record)}", markup=False)
+    sizes = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in report.sizes.items() if size >= 1e5)
+    console.print(f"  files     {sizes}", markup=False)
+    rounded = f", weights in {record.formats}" if record.formats else ""
+    console.print(f"  type      {record.dtype}{rounded}")
+    if asked not in (None, record.dtype):
+        console.print(f"            {asked} was asked for and has no CPU kernels: run this on a GPU for a graph in it")
+    if report.adapter:
+        console.print(f"  adapter   {report.adapter}")
+    console.print(f"Directory: {report.output}", markup=False)
+    console.print(
+        f"Next: paddlesft predict --mode static --model_name_or_path {shlex.quote(str(report.output))}", markup=False
+    )
+
+
+def describe(record: Any) -> str:
+    """Say what kind of program a graph is, and why."""
+    if record.format == "onnx":
+        return f"{record.program} (ONNX)"
+    if record.program.endswith(".json"):
+        return f"{record.program} (the new IR; Paddle {record.paddle_version} writes no .pdmodel)"
+    return f"{record.program} (the old IR: as Paddle {record.paddle_version} writes it here)"

@@ -98,13 +98,13 @@ def _show(console: Any, report: Any, asked: str | None) -> None:
     record, checked = report.record, report.checked
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("prompt", no_wrap=True)
-    for name in ("tokens", "new, equal", "logits differ by"):
+    for name in ("tokens", "new, equal", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in checked.prompts:
         ties = f" ({one.ties} ties)" if one.ties else ""
         text = " ".join(one.text.split())
         table.add_row(
-            text if len(text) <= 40 else f"{text[:37]}...", str(one.prompt_tokens),
+            text if len(text) <= 36 else f"{text[:33]}...", str(one.prompt_tokens),
             f"{one.equal}/{one.new_tokens}{ties}", f"{one.max_difference:.1e}",
         )  # fmt: skip
     console.print(table)

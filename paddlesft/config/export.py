@@ -31,8 +31,8 @@ class ExportConfig:
     )
     format: Literal["paddle", "onnx", "hf", "peft"] = field(
         "paddle",
-        "What is written. paddle: a static graph for paddle.inference; onnx: a graph for ONNX Runtime; hf: a model directory for "
-        "transformers; peft: a LoRA adapter for PEFT.",
+        "What is written. paddle: a static graph for paddle.inference; onnx: a graph for ONNX Runtime; hf: a model "
+        "directory for transformers; peft: a LoRA adapter for PEFT.",
     )
     lora_path: str | None = field(
         None, "LoRA adapter directory: added to the graph's weights where those are floats, kept beside quantized ones."

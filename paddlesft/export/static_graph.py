@@ -12,6 +12,7 @@ from paddle.static import InputSpec
 
 from paddlesft.models.graph_directory import GraphRecord
 from paddlesft.models.steps import DecoderStep, step_of
+from paddlesft.quirks import static_out_warning
 
 NAME = "model"
 WEIGHTS_END = ".pdiparams"
@@ -74,7 +75,7 @@ def input_specs(step: DecoderStep) -> list:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep away what Paddle says of every trace: that tensors have no place, that there are no weights."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), static_out_warning.silenced():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         warnings.filterwarnings("ignore", message="no variable in your model")
         yield

@@ -116,7 +116,8 @@ def _show(console: Any, report: Any, asked: str | None) -> None:
         console.print("A tie: both tokens are equally likely but for rounding; both go on with the model's.")
     console.print(f"Exported in {report.seconds:.1f} s, {report.trace_seconds:.1f} s of it for tracing and writing")
     console.print(f"  program   {describe(record)}", markup=False)
-    sizes = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in report.sizes.items() if size >= 1e5)
+    largest = sorted(record.sizes.items(), key=lambda item: -item[1])
+    sizes = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in largest)
     console.print(f"  files     {sizes}", markup=False)
     rounded = f", weights in {record.formats}" if record.formats else ""
     console.print(f"  type      {record.dtype}{rounded}")

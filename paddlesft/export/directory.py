@@ -36,7 +36,7 @@ from paddlesft.inference.loading import (
 )
 from paddlesft.models.decoders import decoder_of
 from paddlesft.models.directory import copy_tokenizer
-from paddlesft.models.graph_directory import PREFIX_FILE, GraphRecord, holds_graph, write_record
+from paddlesft.models.graph_directory import PREFIX_FILE, GraphRecord, graph_files, holds_graph, write_record
 from paddlesft.models.load import quiet_paddlenlp
 from paddlesft.models.provenance import base_facts, fingerprint, write_provenance
 from paddlesft.models.quantized.directory import quantized_layers
@@ -55,7 +55,6 @@ class ExportReport:
         record: what its graph.json says.
         checked: the graph against the model in memory.
         adapter: what became of the adapter, in words; "" without one.
-        sizes: bytes of each file of the graph, by name.
         trace_seconds: wall-clock time of tracing and writing.
         seconds: of everything.
     """
@@ -64,7 +63,6 @@ class ExportReport:
     record: GraphRecord
     checked: CheckReport
     adapter: str
-    sizes: dict[str, int]
     trace_seconds: float
     seconds: float
 
@@ -115,6 +113,8 @@ def export_graph(
         prefix = step_of(model).prefix_cache()
         if prefix is not None:
             np.save(scratch / PREFIX_FILE, prefix)
+        sizes = {path.relative_to(scratch).as_posix(): path.stat().st_size for path in graph_files(scratch, record)}
+        record = replace(record, sizes=sizes)
         write_record(record, scratch)
         write_beside(loaded, scratch, chat_template)
         facts = provenance_of(loaded, name, adapter, record, chat_template)
@@ -125,8 +125,7 @@ def export_graph(
         on_stage("checking the written graph against the model")
         checked = check_directory(scratch, loaded, replies, share)
         write_provenance(scratch, **facts, fingerprint=fingerprint(scratch), checked=checked.facts())
-        sizes = sizes_in(scratch, record)
-    return ExportReport(output, record, checked, adapter, sizes, trace_seconds, time.perf_counter() - began)
+    return ExportReport(output, record, checked, adapter, trace_seconds, time.perf_counter() - began)
 
 
 def refuse_inputs(output: Path, loaded: Loaded) -> None:
@@ -235,15 +234,6 @@ def check_directory(directory: Path, loaded: Loaded, replies: list[Reply], share
     if wrong:
         raise GraphDiffers("The exported choice of tokens is not the library's:\n  - " + "\n  - ".join(wrong))
     return report
-
-
-def sizes_in(directory: Path, record: GraphRecord) -> dict[str, int]:
-    """Return the bytes of a graph's files by name, the largest first."""
-    known = {Path(name).stem for name in (record.program, record.weights, record.sampling) if name}
-    files = [path for path in directory.rglob("*") if path.is_file() and path.name.partition(".")[0] in known]
-    files += [path for path in (directory / PREFIX_FILE,) if path.is_file()]
-    sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def refuse_graph(directory: Path) -> None:

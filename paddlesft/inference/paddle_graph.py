@@ -13,7 +13,7 @@ import paddle.inference
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.inference.key_value_cache import KeyValueCache
-from paddlesft.models.graph_directory import read_record
+from paddlesft.models.graph_directory import check_files, read_record
 from paddlesft.models.steps import CacheShape
 from paddlesft.models.steps.inputs import CausalInputs, StepInputs
 
@@ -40,11 +40,7 @@ class PaddleGraph:
         record = read_record(directory)
         self.config, self.inputs, self.prefix = config, inputs, prefix
         self.cache_shape = CacheShape(record.num_layers, record.num_kv_heads, record.head_dim, record.dtype)
-        for name in filter(None, (record.program, record.weights)):
-            if not (directory / name).is_file() or not (directory / name).stat().st_size:
-                raise ModelDirectoryError(
-                    f"{directory / name} is missing or empty, though {directory / 'graph.json'} names it. {AGAIN}"
-                )
+        check_files(directory, record)
         writer = f", written by Paddle {record.paddle_version}" if record.paddle_version else ""
         here = f"Paddle {paddle.__version__} is installed here"
         settings = settings_of(directory / record.program, directory / record.weights if record.weights else None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from paddlesft.errors import ModelDirectoryError
@@ -34,6 +35,7 @@ class GraphRecord:
         ranks: tensor-parallel degree; the graphs lie in ``rank_N/``, where it is above 1.
         paddle_version: that wrote it.
         sampling: the file of the program that chooses tokens; "" without one.
+        sizes: bytes of the graph's files, by their paths in the directory.
     """
 
     format: str
@@ -47,6 +49,7 @@ class GraphRecord:
     ranks: int = 1
     paddle_version: str = ""
     sampling: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def holds_graph(directory: Path) -> bool:
@@ -75,6 +78,30 @@ def read_record(directory: Path) -> GraphRecord:
         ) from error
 
 
+def graph_files(directory: Path, record: GraphRecord) -> list[Path]:
+    """Return the files of a graph, those of ranks too: programs, weights and the prefix."""
+    names = {Path(name).name.partition(".")[0] for name in (record.program, record.weights, record.sampling) if name}
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path for path in found if path.name.partition(".")[0] in names or path.name == PREFIX_FILE)
+
+
+def check_files(directory: Path, record: GraphRecord) -> None:
+    """Refuse a graph of which files are missing or torn: Paddle reads a shortened file without a word.
+
+    Raises:
+        ModelDirectoryError: naming the first such file.
+    """
+    for name, size in record.sizes.items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise ModelDirectoryError(
+                f"{path} {state}: the directory is not complete. Copy it again, or export the model again: paddlesft "
+                "export."
+            )
+
+
 def hash_graph(directory: Path) -> str:
     """Hash what decides about the numbers of a graph: its program, its weights and its prefix, byte by byte.
 
@@ -83,9 +110,8 @@ def hash_graph(directory: Path) -> str:
     """
     digest = hashlib.sha256()
     record = read_record(directory)
-    names = {Path(record.program).stem, Path(record.weights or record.program).stem}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and (path.name.partition(".")[0] in names or path.name == PREFIX_FILE):
+    for path in graph_files(directory, record):
+        if path.name != record.sampling:
             digest.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

@@ -1,7 +1,7 @@
 """Paddle's C++ side warns once in every traced program that functions with ``out`` arguments ignore them.
 
-``W... eager_utils.cc] Paddle static graph(PIR) not support input out tensor for now!!!!!`` comes from softmax and others,
-whether ``out`` is given or not. Seen with paddlepaddle 3.3.1 (``paddle/fluid/pybind/eager_utils.cc``).
+``W... eager_utils.cc] Paddle static graph(PIR) not support input out tensor for now!!!!!`` comes from softmax and
+others, whether ``out`` is given or not. Seen with paddlepaddle 3.3.1 (``paddle/fluid/pybind/eager_utils.cc``).
 """
 
 from __future__ import annotations

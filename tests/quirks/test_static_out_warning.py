@@ -22,7 +22,8 @@ class Layer(paddle.nn.Layer):
 
 def trace():
     layer = Layer()
-    paddle.jit.to_static(layer.forward, input_spec=[InputSpec([None], "float32", "x")], full_graph=True).concrete_program
+    specs = [InputSpec([None], "float32", "x")]
+    paddle.jit.to_static(layer.forward, input_spec=specs, full_graph=True).concrete_program
 
 if sys.argv[1] == "silenced":
     with static_out_warning.silenced():

@@ -68,6 +68,8 @@ FAMILIES = (
     ),
     Family(
         name="mistral",
+        step="paddlesft.models.steps.llama:MistralStep",
+        inputs="paddlesft.models.steps.inputs:SlidingWindowInputs",
         title="Mistral 7B",
         model_types=("mistral",),
         causal_lm="MistralForCausalLM",
@@ -88,6 +90,7 @@ FAMILIES = (
     ),
     Family(
         name="gemma",
+        step="paddlesft.models.steps.llama:GemmaStep",
         title="Gemma 2B, 7B",
         model_types=("gemma",),
         causal_lm="GemmaForCausalLM",
@@ -113,6 +116,7 @@ FAMILIES = (
     ),
     Family(
         name="bloom",
+        step="paddlesft.models.steps.bloom:BloomStep",
         title="BLOOM, BLOOMZ",
         model_types=("bloom",),
         causal_lm="BloomForCausalLM",
@@ -138,6 +142,7 @@ FAMILIES = (
     ),
     Family(
         name="gpt",
+        step="paddlesft.models.steps.learned_positions:GPTStep",
         title="GPT-2, GPT-3",
         model_types=("gpt", "gpt2"),
         causal_lm="GPTForCausalLM",
@@ -162,6 +167,7 @@ FAMILIES = (
     ),
     Family(
         name="opt",
+        step="paddlesft.models.steps.learned_positions:OPTStep",
         title="OPT",
         model_types=("opt",),
         causal_lm="OPTForCausalLM",

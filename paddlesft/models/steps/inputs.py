@@ -95,3 +95,19 @@ class CausalInputs:
             starts: int64 [b], ``length`` of each row.
             columns: m.
         """
+
+
+class SlidingWindowInputs(CausalInputs):
+    """Inputs of models whose tokens see the last ``sliding_window`` tokens only (Mistral), and the whole prefix."""
+
+    def restrict(self, visible: np.ndarray, rows: Sequence[Row], starts: np.ndarray, columns: int) -> None:
+        window = self.config.get("sliding_window")
+        width = visible.shape[1]
+        if not window or starts.max() + width <= window:
+            return
+        queries = starts[:, None] + np.arange(width)  # [b, s]
+        past = np.broadcast_to(np.arange(columns) - self.prefix_length, [len(rows), columns])
+        keys = np.concatenate([past, queries], axis=1)  # [b, m + s]
+        near = keys[:, None] > queries[:, :, None] - window
+        near[:, :, : self.prefix_length] = True
+        visible &= near

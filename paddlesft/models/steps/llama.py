@@ -1,4 +1,4 @@
-"""Llama and the models built like it (Qwen2, Mistral, Gemma): root-mean-square norms, rotary positions, gated MLP."""
+"""Llama and the models built like it: root-mean-square norms, rotary positions, a gated MLP."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Sequence
 import paddle
 import paddle.nn.functional as F
 
-from paddlesft.models.steps.rotary import angles, rotate_halves
+from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
 from paddlesft.models.steps.step import DecoderStep, attention, for_groups, heads
+from paddlesft.quirks import gemma_activation
 
 
 class LlamaStep(DecoderStep):
-    """One call of a Llama model."""
+    """One call of a Llama or Qwen2 model."""
 
     def __init__(self, model: paddle.nn.Layer) -> None:
         super().__init__(model)
-        first = self.layers[0].self_attn
-        rotary = first.rotary_emb
-        frequencies = rotary.inv_freq / getattr(rotary, "position_scale", 1.0)
-        self.register_buffer("frequencies", frequencies.astype("float32"), persistable=False)
+        self.register_buffer("frequencies", frequencies_of(self.layers[0].self_attn.rotary_emb), persistable=False)
 
     @property
     def layers(self) -> Sequence[paddle.nn.Layer]:
@@ -28,11 +26,15 @@ class LlamaStep(DecoderStep):
     def start(
         self, input_ids: paddle.Tensor, position_ids: paddle.Tensor, bias: paddle.Tensor
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
-        hidden = self.body.embed_tokens(input_ids)
-        bias = for_groups(bias, self.group)
+        hidden = self.embedded(input_ids)
         angle = angles(position_ids, self.frequencies)
         angle = paddle.concat([angle, angle], axis=-1)
+        bias = for_groups(bias, self.group)
         return hidden, (bias, paddle.cos(angle).astype(hidden.dtype), paddle.sin(angle).astype(hidden.dtype))
+
+    def embedded(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        """Return what the first layer is given, [b, s, e]."""
+        return self.body.embed_tokens(input_ids)
 
     def layer(
         self,
@@ -44,15 +46,51 @@ class LlamaStep(DecoderStep):
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         bias, cos, sin = shared
         attn, n, d = layer.self_attn, past_keys.shape[1], past_keys.shape[3]
-        normed = layer.input_layernorm(hidden)
-        queries, keys, values = attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)
-        queries = rotate_halves(heads(queries, queries.shape[-1] // d, d), cos, sin)
-        keys = rotate_halves(heads(keys, n, d), cos, sin)
-        values = heads(values, n, d)
+        queries, keys, values = self.projected(attn, layer.input_layernorm(hidden), n, d)
+        queries, keys = rotate_halves(queries, cos, sin), rotate_halves(keys, cos, sin)
         hidden = hidden + attn.o_proj(attention(queries, keys, values, past_keys, past_values, bias))
-        mlp, normed = layer.mlp, layer.post_attention_layernorm(hidden)
-        gated = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)  # paddle2onnx has no swiglu
-        return hidden + mlp.down_proj(gated), keys, values
+        return hidden + self.gated(layer.mlp, layer.post_attention_layernorm(hidden)), keys, values
+
+    def projected(
+        self, attn: paddle.nn.Layer, normed: paddle.Tensor, n: int, d: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Return queries [b, h, s, d], keys and values [b, n, s, d]."""
+        if not getattr(attn, "fuse_attention_qkv", False):
+            queries, keys, values = attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)
+            return heads(queries, n * self.group, d), heads(keys, n, d), heads(values, n, d)
+        # for each key/value head: its queries, its key, its value
+        mixed = attn.qkv_proj(normed).reshape([0, 0, n, (self.group + 2) * d])
+        queries, keys, values = paddle.split(mixed, [self.group * d, d, d], axis=-1)
+        return heads(queries, n * self.group, d), keys.transpose([0, 2, 1, 3]), values.transpose([0, 2, 1, 3])
+
+    def gated(self, mlp: paddle.nn.Layer, normed: paddle.Tensor) -> paddle.Tensor:
+        """Apply the MLP; paddle2onnx has no swiglu, so that the product is written out."""
+        if getattr(mlp, "fuse_attention_ffn", False):
+            gate, up = paddle.split(mlp.gate_up_fused_proj(normed), 2, axis=-1)
+        else:
+            gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+        return mlp.down_proj(self.activated(mlp, gate) * up)
+
+    def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
+        """Apply the MLP's activation."""
+        return F.silu(gate)
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.body.norm(hidden)
+
+
+class MistralStep(LlamaStep):
+    """One call of a Mistral model, whose config names the activation."""
+
+    def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
+        return mlp.act_fn(gate)
+
+
+class GemmaStep(LlamaStep):
+    """One call of a Gemma model: scaled embeddings, and the gelu that its config names."""
+
+    def embedded(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        return self.body.embed_tokens(input_ids) * self.config.hidden_size**0.5
+
+    def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
+        return F.gelu(gate, approximate=self.config.hidden_activation == gemma_activation.DEFAULT)

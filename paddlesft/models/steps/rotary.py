@@ -28,3 +28,12 @@ def rotate_halves(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> p
     """
     first, second = paddle.split(x, 2, axis=-1)
     return x * cos + paddle.concat([-second, first], axis=-1) * sin
+
+
+def frequencies_of(rotary: paddle.nn.Layer) -> paddle.Tensor:
+    """Return the frequencies of one of PaddleNLP's rotary layers, float32 [r / 2].
+
+    NTK and LLaMA 3's scaling have changed them already; linear scaling divides positions instead.
+    """
+    divisor = rotary.scaling_factor if type(rotary).__name__ == "LlamaLinearScalingRotaryEmbedding" else 1.0
+    return (rotary.inv_freq / divisor).astype("float32")

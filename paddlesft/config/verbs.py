@@ -7,6 +7,7 @@ import-gguf, export-hf, dequantize.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from paddlesft.config.benchmark import BenchmarkConfig
 from paddlesft.config.export import ExportConfig
 from paddlesft.config.fields import LARGEST_SEED, field
 from paddlesft.config.translation import OldKey, Translation, Untranslatable, respelled
@@ -211,6 +212,7 @@ VERB_GROUPS: dict[str, type] = {
     "merge-shards": MergeShardsConfig,
     "split-shards": SplitShardsConfig,
     "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
     "import-gguf": ImportGgufConfig,
     "export-hf": ExportHfConfig,
     "dequantize": DequantizeConfig,

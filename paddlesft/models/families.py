@@ -195,6 +195,7 @@ FAMILIES = (
     ),
     Family(
         name="qwen",
+        step="paddlesft.models.steps.qwen:QWenStep",
         title="Qwen 1",
         model_types=("qwen",),
         causal_lm="QWenForCausalLM",
@@ -226,6 +227,8 @@ FAMILIES = (
     ),
     Family(
         name="chatglm",
+        step="paddlesft.models.steps.chatglm:ChatGLMStep",
+        inputs="paddlesft.models.steps.inputs:ChatGLMInputs",
         title="ChatGLM-6B",
         model_types=("chatglm",),
         causal_lm="ChatGLMForCausalLM",
@@ -253,6 +256,7 @@ FAMILIES = (
     ),
     Family(
         name="chatglm_v2",
+        step="paddlesft.models.steps.chatglm_v2:ChatGLMv2Step",
         title="ChatGLM2-6B, ChatGLM3-6B",
         model_types=("chatglm_v2", "chatglm"),
         config_mark="multi_query_group_num",
@@ -282,6 +286,8 @@ FAMILIES = (
     ),
     Family(
         name="glm",
+        step="paddlesft.models.steps.glm:GLMStep",
+        inputs="paddlesft.models.steps.inputs:GLMInputs",
         title="GLM-large, GLM-10B",
         model_types=("glm",),
         causal_lm="GLMForConditionalGeneration",

@@ -14,12 +14,12 @@ Everything is found in the token ids; padding is not counted, wherever it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
 
-from paddlesft.errors import DataError
+from paddlesft.models.blank_filling import Marks
 from paddlesft.models.decoders.causal import CausalDecoder
 from paddlesft.models.decoders.masks import block_diagonal_mask
 
@@ -40,9 +40,7 @@ class BlankFillingDecoder(CausalDecoder):
     """Runs a decoder whose prompt attends in both directions; see ``CausalDecoder`` for the interface."""
 
     cache_argument = "cache"
-    marks: ClassVar[str]  # how prompts end, for messages
-    start_id: int  # the token behind which the reply is written
-    blank_ids: Sequence[Sequence[int]]  # tokens that stand for the blank: the first group of which a prompt has one
+    marks: Marks  # how its rows are read
 
     def run(
         self,
@@ -100,28 +98,10 @@ class BlankFillingDecoder(CausalDecoder):
         for row, segments in enumerate(segment_ids):
             for segment in np.unique(segments[segments != 0]):
                 at = np.flatnonzero(segments == segment)
-                tokens = input_ids[row, at]
-                start, blank = self._marks_of(tokens)
-                steps = np.arange(len(tokens))
-                positions[row, 0, at] = np.where(steps < start, steps, blank)
-                positions[row, 1, at] = np.maximum(steps - start + 1, 0)
+                found, start = self.marks.places(input_ids[row, at], self.lm.config)
+                positions[row][:, at] = found
                 prompt[row, at[:start]] = True
         return Layout(positions, prompt)
-
-    def _marks_of(self, tokens: np.ndarray) -> tuple[int, int]:
-        """Indices of the start mark and of the blank before it."""
-        starts = np.flatnonzero(tokens == self.start_id)
-        if len(starts):
-            for group in self.blank_ids:
-                blanks = np.flatnonzero(np.isin(tokens[: starts[0]], group))
-                if len(blanks):
-                    return int(starts[0]), int(blanks[0])
-        missing = "the token that a reply begins behind" if not len(starts) else "a mask token before the reply"
-        raise DataError(
-            f"A prompt of {len(tokens)} tokens has no {self.marks}: {missing} is missing. Models of family "
-            f"{self.family.name} cannot read it. Set chat_template to {self.family.chat_template}, or to a template "
-            f"whose prompts end in {self.marks}."
-        )
 
     def later_mask(self, input_ids: paddle.Tensor, mask: paddle.Tensor | None, cache: Any) -> paddle.Tensor:
         """Return the mask of tokens behind a cache: bool [b, 1, s, w + p + s]; they see all before them."""
@@ -137,7 +117,7 @@ class BlankFillingDecoder(CausalDecoder):
 
     def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
         """Put a blank and a start mark into the middle of any token ids, so that both kinds of attention are used."""
-        special = {self.start_id, *(i for group in self.blank_ids for i in group)}
+        special = {self.marks.start_id, *(i for group in self.marks.blank_ids for i in group)}
         ids = [i for i in token_ids if i not in special]
         half = (len(ids) + 1) // 2
-        return [*ids[:half], self.blank_ids[0][0], self.start_id, *ids[half:]]
+        return [*ids[:half], self.marks.blank_ids[0][0], self.marks.start_id, *ids[half:]]

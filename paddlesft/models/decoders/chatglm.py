@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import paddle
 
+from paddlesft.models.blank_filling import Marks, chatglm_marks
 from paddlesft.models.decoders.blank_filling import BlankFillingDecoder
 
 
 class ChatGLMDecoder(BlankFillingDecoder):
     """Runs ``ChatGLMModel``; the cache is a list of (keys, values), each [p, b, heads, head size]."""
 
-    marks = "[gMASK]<sop>"
-
-    @property
-    def start_id(self) -> int:
-        """Id of ``<sop>``."""
-        return self.lm.config.bos_token_id
-
-    @property
-    def blank_ids(self) -> Sequence[Sequence[int]]:
-        """Ids of ``[gMASK]`` and, where that is absent, ``[MASK]``."""
-        return [self.lm.config.gmask_token_id], [self.lm.config.mask_token_id]
+    @cached_property
+    def marks(self) -> Marks:
+        """How its rows are read."""
+        return chatglm_marks(self.lm.config.to_dict())
 
     def call(
         self,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import paddle
 
-from paddlesft.errors import DataError, ModelDirectoryError
-from paddlesft.models.decoders.blank_filling import BlankFillingDecoder, Layout
+from paddlesft.models.blank_filling import Marks, glm_marks
+from paddlesft.models.decoders.blank_filling import BlankFillingDecoder
 from paddlesft.models.hooked_call import call_with_hooks
 from paddlesft.quirks.glm_hidden_state_cache import caching_projection
 
@@ -17,37 +16,10 @@ from paddlesft.quirks.glm_hidden_state_cache import caching_projection
 class GLMDecoder(BlankFillingDecoder):
     """Runs ``GLMModel``; the cache is a list of (keys, values), each [b, heads, p, head size]."""
 
-    marks = "[gMASK]<|endoftext|><|startofpiece|>"
-
-    @property
-    def start_id(self) -> int:
-        """Id of ``<|startofpiece|>``."""
-        return self._id("sop_token_id")
-
-    @property
-    def blank_ids(self) -> Sequence[Sequence[int]]:
-        """Ids of ``[gMASK]``, ``[sMASK]`` and ``[MASK]``."""
-        return ([self._id("gmask_token_id"), self._id("smask_token_id"), self._id("mask_token_id")],)
-
-    def _id(self, key: str) -> int:
-        found = getattr(self.lm.config, key, None)
-        if found is None:
-            raise ModelDirectoryError(
-                f"config.json has no {key}, and there is no tokenizer beside it to take the id from. Copy the "
-                "tokenizer's files into the model's directory."
-            )
-        return found
-
-    def layout(self, input_ids: np.ndarray, segment_ids: np.ndarray) -> Layout:
-        """Find where the tokens of a batch stand; see ``BlankFillingDecoder.layout``."""
-        layout = super().layout(input_ids, segment_ids)
-        last = int(layout.positions.max(initial=0))
-        if last > self.lm.config.max_sequence_length:
-            raise DataError(
-                f"A row has a token at position {last}, behind the last of the "
-                f"{self.lm.config.max_sequence_length + 1} that this model has learned. Lower max_length."
-            )
-        return layout
+    @cached_property
+    def marks(self) -> Marks:
+        """How its rows are read."""
+        return glm_marks(self.lm.config.to_dict())
 
     def call(
         self,

@@ -7,11 +7,13 @@ Shape legend: b rows, s tokens of this call, m columns of the cache, w columns o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
+from paddlesft.models.blank_filling import Marks, chatglm_marks, glm_marks
 
 
 @dataclass
@@ -111,3 +113,47 @@ class SlidingWindowInputs(CausalInputs):
         near = keys[:, None] > queries[:, :, None] - window
         near[:, :, : self.prefix_length] = True
         visible &= near
+
+
+class BlankFillingInputs(CausalInputs):
+    """Inputs of models whose prompts attend in both directions, see ``decoders/blank_filling.py``.
+
+    Raises (when called):
+        DataError: a prompt without a blank or start mark, or a row longer than the model has positions for.
+    """
+
+    whole_prompts = True
+    marks_of: ClassVar[Callable[[Mapping[str, Any]], Marks]]
+
+    def __init__(self, config: Mapping[str, Any], prefix_length: int = 0, pad_token_id: int = 0) -> None:
+        super().__init__(config, prefix_length, pad_token_id)
+        self.marks = type(self).marks_of(config)
+
+    def positions(
+        self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], starts: np.ndarray, width: int
+    ) -> np.ndarray:
+        found = np.zeros([len(rows), 2, width], dtype=np.int64)
+        for index, (row, new) in enumerate(zip(rows, tokens)):
+            whole = np.zeros(row.length + len(new), dtype=np.int64)
+            whole[:] = -1  # the reply: no marks
+            whole[: len(row.prompt)] = np.asarray(row.prompt)[: len(whole)]
+            found[index, :, : len(new)] = self.marks.places(whole, self.config)[0][:, row.length :]
+        return found
+
+    def restrict(self, visible: np.ndarray, rows: Sequence[Row], starts: np.ndarray, columns: int) -> None:
+        for index, row in enumerate(rows):
+            if row.length == 0:  # its prompt: the tokens before the start mark are seen by all
+                _, start = self.marks.places(np.asarray(row.prompt), self.config)
+                visible[index, :, columns : columns + start] = True
+
+
+class ChatGLMInputs(BlankFillingInputs):
+    """Inputs of ChatGLM models."""
+
+    marks_of = staticmethod(chatglm_marks)
+
+
+class GLMInputs(BlankFillingInputs):
+    """Inputs of GLM models."""
+
+    marks_of = staticmethod(glm_marks)

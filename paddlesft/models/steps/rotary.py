@@ -30,6 +30,19 @@ def rotate_halves(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> p
     return x * cos + paddle.concat([-second, first], axis=-1) * sin
 
 
+def rotate_pairs(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
+    """Rotate pairs of neighbouring numbers.
+
+    Args:
+        x: [b, h, s, r].
+        cos: [b, 1, s, r / 2].
+        sin: [b, 1, s, r / 2].
+    """
+    h, r = x.shape[1], x.shape[3]
+    even, odd = (part.squeeze(-1) for part in paddle.split(x.reshape([0, h, -1, r // 2, 2]), 2, axis=-1))
+    return paddle.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape([0, h, -1, r])
+
+
 def frequencies_of(rotary: paddle.nn.Layer) -> paddle.Tensor:
     """Return the frequencies of one of PaddleNLP's rotary layers, float32 [r / 2].
 

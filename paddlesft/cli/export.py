@@ -3,7 +3,6 @@
     paddlesft export --model_name_or_path DIR --output_path OUT                   a graph for paddle.inference
     paddlesft export --model_name_or_path DIR --output_path OUT --format onnx     a graph for ONNX Runtime
     paddlesft export --model_name_or_path DIR --output_path OUT --format hf       a directory for transformers
-    paddlesft export --lora_path DIR --output_path OUT --format peft              an adapter for PEFT
 
 A graph is the whole model for one call over a key/value cache: prompts and single tokens, any number of rows, any
 length. Adapters and quantized directories are exported too. The written graph is then read back and has to say what the
@@ -44,7 +43,18 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"output_path is missing. {EXAMPLE}")
     if config.model_name_or_path is None and config.lora_path is None and config.prefix_path is None:
         raise ConfigError(f"model_name_or_path is missing: no model is named. {EXAMPLE}")
-    return _export_graph(config)
+    return _export_hugging_face(config) if config.format == "hf" else _export_graph(config)
+
+
+def _export_hugging_face(config: ExportConfig) -> int:
+    if config.lora_path is not None or config.prefix_path is not None:
+        raise ConfigError(
+            "format: hf writes a whole model, and adapters are not part of one. Merge a LoRA adapter first: paddlesft "
+            "merge-lora."
+        )
+    from paddlesft.cli.export_hf import export_and_show
+
+    return export_and_show(config.model_name_or_path, config.output_path, config.overwrite)
 
 
 def _export_graph(config: ExportConfig) -> int:

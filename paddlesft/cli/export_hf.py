@@ -32,13 +32,26 @@ def run(argv: list[str]) -> int:
         return show_help(f"{__doc__}\n{USAGE}\n", "export_hf", ExportHfConfig)
     (source, target), options = split_positionals(argv, ("MODEL", "DIR"), USAGE)
     config = read_arguments("export_hf", ExportHfConfig, options)
+    return export_and_show(source, target, config.overwrite)
 
+
+def export_and_show(source: str, target: str, overwrite: bool) -> int:
+    """Write a model in Hugging Face's layout, and say so.
+
+    Args:
+        source: a model directory, a hub name or embedded:smollm2.
+        target: the directory to create.
+        overwrite: replace it when it has content.
+
+    Returns:
+        0; errors are raised.
+    """
     from paddlesft.models.hf_export import write_hugging_face
     from paddlesft.models.resolve import resolve_model
 
     model = resolve_model(source)
     began = time.perf_counter()
-    directory = write_hugging_face(model, target, overwrite=config.overwrite)
+    directory = write_hugging_face(model, target, overwrite=overwrite)
     _show(source, directory, time.perf_counter() - began)
     return 0
 

@@ -29,10 +29,10 @@ class ExportConfig:
     output_path: str | None = field(
         None, "New directory for what is exported. Required; inputs are never changed.", aliases=("output_dir",)
     )
-    format: Literal["paddle", "onnx", "hf", "peft"] = field(
+    format: Literal["paddle", "onnx", "hf"] = field(
         "paddle",
         "What is written. paddle: a static graph for paddle.inference; onnx: a graph for ONNX Runtime; hf: a model "
-        "directory for transformers; peft: a LoRA adapter for PEFT.",
+        "directory for transformers.",
     )
     lora_path: str | None = field(
         None, "LoRA adapter directory: added to the graph's weights where those are floats, kept beside quantized ones."

@@ -91,6 +91,8 @@ def settings_of(program: Path, weights: Path | None = None) -> paddle.inference.
     settings.disable_glog_info()
     settings.enable_new_executor(True)
     settings.enable_new_ir(program.suffix == ".json")
+    # oneDNN gives equal tokens, prompts up to 1.7 times as fast, and single tokens at half the speed (SmolLM2, 3.3.1).
+    # It prints a line for every layer, and refuses some graphs whose sizes are unknown.
     settings.disable_mkldnn()
     kind, _, number = paddle.get_device().partition(":")
     if kind == "gpu":

@@ -63,6 +63,11 @@ EXTRAS = {
         Part("paddleslim", "==2.6.0", "2.6.0", "PTQ and GPTQ"),
         Part("decorator", ">=5", "5.3.1", "imported by paddleslim, not declared by it"),
     ),
+    "onnx": (
+        Part("paddle2onnx", "==2.1.0", "2.1.0", "converting a traced model to ONNX"),
+        Part("onnx", ">=1.16.1,<=1.17.0", "1.17.0", "writing and checking graphs; the range is paddle2onnx's"),
+        Part("onnxruntime", ">=1.20", "1.31.1", "running them"),
+    ),
     "test": (
         Part("pytest", ">=8", "9.2.0", "runs the tests"),
         Part("pytest-xdist", ">=3.5", "3.8.0", "runs them in several processes"),

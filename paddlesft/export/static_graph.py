@@ -74,8 +74,9 @@ def input_specs(step: DecoderStep) -> list:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep away what Paddle says of every trace: that tensors have no place, that there are no weights."""
+    """Keep away what Paddle says of every trace: about places, programs without weights, and sums in place."""
     with warnings.catch_warnings(), static_out_warning.silenced():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         warnings.filterwarnings("ignore", message="no variable in your model")
+        warnings.filterwarnings("ignore", message="In static graph mode, addmm_")
         yield

@@ -11,7 +11,7 @@ import paddle
 from paddlesft.inference.cached_runner import CachedRunner
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.step_model import EagerModel, StepModel
-from paddlesft.models.decoders import decoder_of
+from paddlesft.models.steps import step_refusal
 
 
 class Runner(Protocol):
@@ -35,7 +35,7 @@ def runner_of(model: paddle.nn.Layer | StepModel, pad_token_id: int = 0) -> Runn
         pad_token_id: any valid id; it fills shorter rows and is masked.
     """
     if isinstance(model, paddle.nn.Layer):
-        if decoder_of(model).family.step is None:
+        if step_refusal(model):
             return EagerRunner(model, pad_token_id)
         model = EagerModel(model, pad_token_id)
     return CachedRunner(model)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from paddlesft.models.steps.step import CacheShape, DecoderStep, step_of
+from paddlesft.models.steps.step import CacheShape, DecoderStep, step_of, step_refusal
 
-__all__ = ["CacheShape", "DecoderStep", "step_of"]
+__all__ = ["CacheShape", "DecoderStep", "step_of", "step_refusal"]

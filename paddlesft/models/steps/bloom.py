@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 
 from paddlesft.models.decoders.bloom import slopes
-from paddlesft.models.steps.step import DecoderStep, attention
+from paddlesft.models.steps.step import DecoderStep, attention, gelu
 
 
 class BloomStep(DecoderStep):
@@ -53,7 +52,7 @@ class BloomStep(DecoderStep):
         normed = layer.post_attention_layernorm(attended)
         residual = normed if layer.apply_residual_connection_post_layernorm else attended
         mlp = layer.mlp
-        grown = F.gelu(mlp.dense_h_to_4h(normed), approximate=True)
+        grown = gelu(mlp.dense_h_to_4h(normed), tanh_form=True)
         return residual + mlp.dense_4h_to_h(grown), keys, values
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:

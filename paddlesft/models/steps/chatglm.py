@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 
 from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
-from paddlesft.models.steps.step import DecoderStep, attention, heads
+from paddlesft.models.steps.step import DecoderStep, attention, gelu, heads
 
 
 class ChatGLMStep(DecoderStep):
@@ -53,7 +52,7 @@ class ChatGLMStep(DecoderStep):
         attended = attn.dense(attention(queries, keys, values, past_keys, past_values, bias, scale))
         alpha = (2 * self.config.num_hidden_layers) ** 0.5
         normed = layer.post_attention_layernorm(alpha * normed + attended)
-        grown = F.gelu(layer.mlp.dense_h_to_4h(normed), approximate=True)
+        grown = gelu(layer.mlp.dense_h_to_4h(normed), tanh_form=True)
         return alpha * normed + layer.mlp.dense_4h_to_h(grown), keys, values
 
     @staticmethod

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 
-from paddlesft.models.steps.step import DecoderStep, attention, heads
+from paddlesft.models.steps.step import DecoderStep, attention, gelu, heads
 
 
 class GLMStep(DecoderStep):
@@ -45,7 +44,7 @@ class GLMStep(DecoderStep):
             queries, keys, values = (heads(part, n, d) for part in paddle.split(mixed, 3, axis=-1))
         hidden = hidden + attn.dense(attention(queries, keys, values, past_keys, past_values, *shared))
         mlp = layer.mlp
-        grown = F.gelu(mlp.dense_h_to_4h(layer.post_attention_layernorm(hidden)), approximate=True)
+        grown = gelu(mlp.dense_h_to_4h(layer.post_attention_layernorm(hidden)), tanh_form=True)
         return hidden + mlp.dense_4h_to_h(grown), keys, values
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:

@@ -8,7 +8,7 @@ import paddle
 import paddle.nn.functional as F
 
 from paddlesft.models.hooked_call import call_with_hooks
-from paddlesft.models.steps.step import DecoderStep, attention, heads
+from paddlesft.models.steps.step import DecoderStep, attention, gelu, heads
 
 
 class LearnedPositionsStep(DecoderStep):
@@ -59,7 +59,8 @@ class GPTStep(LearnedPositionsStep):
         return self.body.embeddings(input_ids=input_ids, position_ids=position_ids), (bias,)
 
     def activated(self, layer: paddle.nn.Layer, hidden: paddle.Tensor) -> paddle.Tensor:
-        return layer.activation(hidden, approximate=True)
+        # PaddleNLP passes approximate=True to whatever the config names, which only gelu takes
+        return gelu(hidden, tanh_form=True)
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:
         return self.body.decoder.norm(hidden)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 
+from paddlesft.models.family import Family
 from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
-from paddlesft.models.steps.step import DecoderStep, attention, for_groups, heads
+from paddlesft.models.steps.step import DecoderStep, attention, for_groups, gelu, heads
 from paddlesft.quirks import gemma_activation
 
 
@@ -18,6 +20,14 @@ class LlamaStep(DecoderStep):
     def __init__(self, model: paddle.nn.Layer) -> None:
         super().__init__(model)
         self.register_buffer("frequencies", frequencies_of(self.layers[0].self_attn.rotary_emb), persistable=False)
+
+    @classmethod
+    def refusal(cls, config: Any, family: Family) -> str:
+        if getattr(config, "alibi", False):
+            return "alibi: true, which only BLOOM's step knows"
+        if getattr(config, "rope_scaling_type", None) == "dynamic_ntk":
+            return "its rotary frequencies depend on the length of the row (rope_scaling_type: dynamic_ntk)"
+        return super().refusal(config, family)
 
     @property
     def layers(self) -> Sequence[paddle.nn.Layer]:
@@ -93,4 +103,4 @@ class GemmaStep(LlamaStep):
         return self.body.embed_tokens(input_ids) * self.config.hidden_size**0.5
 
     def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
-        return F.gelu(gate, approximate=self.config.hidden_activation == gemma_activation.DEFAULT)
+        return gelu(gate, tanh_form=self.config.hidden_activation == gemma_activation.DEFAULT)

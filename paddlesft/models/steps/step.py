@@ -17,13 +17,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from paddlesft.errors import UserError
 from paddlesft.models.decoders import decoder_of
+from paddlesft.models.family import Family
 
 MASKED = -1e30  # added to scores of keys that a query must not see; finite, and within float32
 
@@ -61,6 +63,16 @@ class DecoderStep(paddle.nn.Layer):
         self.decoder = decoder  # no Layer: its model is registered below, once
         self.lm = decoder.lm
         self.config = decoder.lm.config
+
+    @classmethod
+    def refusal(cls, config: Any, family: Family) -> str:
+        """Return why a model of the family cannot be computed step by step; "" where it can."""
+        ranks = max(config.tensor_parallel_degree, 1)
+        if getattr(config, "sequence_parallel", False):
+            return "sequence_parallel: true shares the tokens of a row among ranks"
+        if family.prefix_kv_heads(config) % ranks:
+            return f"{family.prefix_kv_heads(config)} key/value heads cannot be divided among {ranks} ranks"
+        return ""
 
     @property
     def body(self) -> paddle.nn.Layer:
@@ -217,12 +229,31 @@ def for_groups(bias: paddle.Tensor, group: int) -> paddle.Tensor:
     return bias if group == 1 else paddle.concat([bias] * group, axis=2)
 
 
+def gelu(x: paddle.Tensor, tanh_form: bool) -> paddle.Tensor:
+    """Apply gelu, exact or in its tanh form, which graphs write out: paddle2onnx takes it for the exact one."""
+    if not tanh_form or paddle.in_dynamic_mode():
+        return F.gelu(x, approximate=tanh_form)
+    return 0.5 * x * (1.0 + paddle.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+def step_refusal(model: paddle.nn.Layer) -> str:
+    """Return why a model, bare or inside LoRA and prefix wrappers, has no step; "" where it has one."""
+    decoder = decoder_of(model)
+    if decoder.family.step is None:
+        return f"the decoding of family {decoder.family.name} is not written as one step"
+    return decoder.family.step_class().refusal(decoder.lm.config, decoder.family)
+
+
 def step_of(model: paddle.nn.Layer) -> DecoderStep:
     """Return the step of a model, bare or inside LoRA and prefix wrappers, by its family's row.
 
     Raises:
         ModelDirectoryError: the model's type is in no row of the family table.
+        UserError: it has no step, see ``step_refusal``.
     """
+    refusal = step_refusal(model)
+    if refusal:
+        raise UserError(f"There is no static graph of this model: {refusal}. It runs in memory (--mode dynamic) only.")
     return decoder_of(model).family.step_class()(model)
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paddlesft.data.rendering import Renderer
 from paddlesft.data.templates import load_template
 from paddlesft.data.vocabulary import check_vocabulary
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.inference.adapter_base import ADAPTER_CONFIGS, BaseWeights, Precision, base_of, settle_base
+from paddlesft.inference.graph_loading import open_graph, origin_of
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
-from paddlesft.models.load import load_model, quiet_paddlenlp
+from paddlesft.models.graph_directory import holds_graph, read_record
+from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.quantized.origin import in_words
-from paddlesft.models.resolve import resolve_model
+from paddlesft.models.resolve import find_model
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.tuning.lora import load_lora
 from paddlesft.tuning.prefix import load_prefix
+
+Mode = Literal["dynamic", "static"]
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Loaded:
     """A model ready to generate.
 
     Attributes:
-        model: plain, or wrapped with its adapter; in evaluation mode.
+        model: plain, or wrapped with its adapter, in evaluation mode; or a static graph.
         tokenizer: the adapter's when it brings one, else the base's.
         renderer: turns conversations into prompts.
         stop_token_ids: ids that end a reply.
@@ -58,6 +62,8 @@ class Loaded:
         facts = {"model": fingerprint(self.directory)}
         if self.adapter is not None:
             facts["adapter"] = fingerprint(self.adapter)
+        if holds_graph(self.directory):
+            facts["graph"] = read_record(self.directory).format
         if self.base.how is not None:
             facts["rounded_to"] = in_words(self.base.how)
         return facts
@@ -71,12 +77,13 @@ def load_for_inference(
     chat_template: str | None = None,
     system_prompt: str | None = None,
     base_precision: Precision | None = None,
+    mode: Mode | None = None,
 ) -> Loaded:
-    """Load a model, its adapter, tokenizer and template.
+    """Load a model, its adapter, tokenizer and template; or a static graph with its tokenizer and template.
 
     Args:
-        model: name or directory of the base (or of a complete fine-tuned model); an adapter's directory is taken as
-            ``lora_path`` or ``prefix_path``. None: the base that the adapter names.
+        model: name or directory of the base, of a complete fine-tuned model or of a static graph; an adapter's
+            directory is taken as ``lora_path`` or ``prefix_path``. None: the base that the adapter names.
         lora_path: a LoRA adapter's directory.
         prefix_path: a prefix adapter's directory.
         dtype: see ``paddlesft.models.load_model``.
@@ -85,11 +92,12 @@ def load_for_inference(
         system_prompt: system text of conversations that have none; None: the one the adapter or model was trained
             with, if any.
         base_precision: see ``adapter_base.settle_base``.
+        mode: insists on a model in memory (dynamic) or on a graph (static); None takes what the directory holds.
 
     Raises:
         ModelDirectoryError: nothing to load was named, the base of the adapter is not there, it is another model
-            than the adapter was trained on, it has no weights in ``base_precision``, or the tokenizer has ids that it
-            does not know.
+            than the adapter was trained on, it has no weights in ``base_precision``, a graph is asked for what it
+            cannot do, or the tokenizer has ids that the model does not know.
     """
     if model is not None and lora_path is None and prefix_path is None:
         kind = adapter_kind(Path(model))
@@ -109,22 +117,30 @@ def load_for_inference(
             "No model is named. Give --model_name_or_path DIR (or embedded:smollm2), --lora_path DIR or "
             "--prefix_path DIR."
         )
-    directory = base_of(adapter) if model is None else resolve_model(model)
-    base = settle_base(adapter, directory, base_precision)
+    directory = base_of(adapter) if model is None else find_model(model)
+    settle_mode(directory, mode)
+    if holds_graph(directory):
+        base = settle_graph(directory, adapter, dtype, base_precision)
+    else:
+        base = settle_base(adapter, paddle_directory(directory), base_precision)
     directory = base.directory
-    loaded = load_model(directory, dtype=dtype, quantize=base.how)
-    with quiet_paddlenlp():
-        if kind == "lora":
-            loaded = load_lora(loaded, adapter)
-        elif kind == "prefix":
-            loaded = load_prefix(loaded, adapter)
-    loaded.eval()
     tokenizer_directory = adapter if adapter is not None and brings_tokenizer(adapter) else directory
     tokenizer = load_tokenizer(tokenizer_directory)
+    pad_token_id = tokenizer.pad_token_id or 0
+    if holds_graph(directory):
+        loaded = open_graph(directory, pad_token_id)
+    else:
+        loaded = load_model(directory, dtype=dtype, quantize=base.how)
+        with quiet_paddlenlp():
+            if kind == "lora":
+                loaded = load_lora(loaded, adapter)
+            elif kind == "prefix":
+                loaded = load_prefix(loaded, adapter)
+        loaded.eval()
     if not chat_template and adapter is not None and brings_template(adapter):
         chat_template = str(adapter)
     chat_template = chat_template or recorded("chat_template", adapter, directory)
-    family = family_of(loaded)
+    family = family_of(loaded.config)
     template = load_template(tokenizer, chat_template, tokenizer_directory, family.default_template)
     system_prompt = system_prompt or recorded("system_prompt", adapter, directory)
     renderer = Renderer(tokenizer, template, system_prompt, family.one_reply_per_row)
@@ -134,12 +150,60 @@ def load_for_inference(
         tokenizer=tokenizer,
         renderer=renderer,
         stop_token_ids=stop_tokens(renderer, tokenizer, directory),
-        pad_token_id=tokenizer.pad_token_id or 0,
+        pad_token_id=pad_token_id,
         directory=directory,
         adapter=adapter,
         adapter_kind=kind,
         base=base,
     )
+
+
+def settle_graph(directory: Path, adapter: Path | None, dtype: str | None, precision: Precision | None) -> BaseWeights:
+    """Say what a static graph computes with; refuse what it cannot be given: it is what it was when it was written.
+
+    Raises:
+        ModelDirectoryError: an adapter, another type or other weights are asked of it.
+    """
+    record, source = read_record(directory), origin_of(directory)
+    model = source or "the model that it was made from"
+    if adapter is not None:
+        raise ModelDirectoryError(
+            f"{directory} holds a static graph, which takes no adapter ({adapter}). Export {model} with the adapter "
+            "(paddlesft export --lora_path or --prefix_path), or give that model instead of the graph."
+        )
+    if dtype is not None and dtype != record.dtype:
+        raise ModelDirectoryError(
+            f"dtype: found {dtype}, but {directory} holds a static graph of {record.dtype}. Leave dtype out, or export "
+            f"{model} with --dtype {dtype}."
+        )
+    if precision is not None:
+        raise ModelDirectoryError(
+            f"base_precision: found {precision}, but {directory} holds a static graph, whose weights are settled. "
+            f"Leave it out, or give {model}."
+        )
+    weights = f", weights in {record.formats}" if record.formats else ""
+    return BaseWeights(directory, None, record.formats, f"{record.format} graph{weights}")
+
+
+def settle_mode(directory: Path, mode: Mode | None) -> None:
+    """Refuse to run a model in memory as a graph, or the other way round.
+
+    Raises:
+        ModelDirectoryError: with the command that makes the one that is missing, or the directory that is the other.
+    """
+    if mode == "static" and not holds_graph(directory):
+        raise ModelDirectoryError(
+            f"mode: static runs an exported graph, and {directory} holds a model. Export it once and give the new "
+            f"directory:\n  paddlesft export --model_name_or_path {directory} --output_path GRAPH_DIR\n"
+            "Or leave mode out."
+        )
+    if mode == "dynamic" and holds_graph(directory):
+        source = origin_of(directory)
+        named = f"{source}, from which it was made" if source else "the model directory from which it was made"
+        raise ModelDirectoryError(
+            f"mode: dynamic runs a model in memory, and {directory} holds a static graph. Give {named}, or leave mode "
+            "out."
+        )
 
 
 def adapter_kind(directory: Path) -> str | None:

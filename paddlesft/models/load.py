@@ -17,7 +17,8 @@ from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_con
 from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless, refuse_other_sizes
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
-from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.graph_directory import holds_graph
+from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.quantized.directory import KEY as QUANTIZATION
 from paddlesft.models.quantized.directory import (
     fill_quantized,
@@ -212,9 +213,10 @@ def paddle_directory(directory: str | Path) -> Path:
     """Return a directory with weights in Paddle's layout: the given one, or its conversion in the user's cache.
 
     Raises:
-        ModelDirectoryError: there are no weights, or the files do not say how theirs are laid out.
+        ModelDirectoryError: it holds a static graph or no weights, or the files do not say how theirs are laid out.
     """
     directory = Path(directory)
+    refuse_graph(directory)
     config = read_config(directory)
     tensors, layout = read_weights(directory)
     if not tensors:
@@ -246,6 +248,27 @@ def paddle_directory(directory: str | Path) -> Path:
     return converted(directory)
 
 
+def refuse_graph(directory: Path) -> None:
+    """Refuse a static graph where a model is needed.
+
+    Raises:
+        ModelDirectoryError: naming the model that it was made from, where that is known.
+    """
+    if holds_graph(directory):
+        source = (read_provenance(directory).get("base") or {}).get("path")
+        raise ModelDirectoryError(
+            f"{directory} holds a static graph, which predict, chat and benchmark run. Here a model is needed: give "
+            f"{source + ', from which it was exported' if source else 'the directory from which it was exported'}."
+        )
+    programs = sorted(path.name for path in directory.glob("*.pdmodel"))
+    if programs and not any(directory.glob("*.safetensors")) and not any(directory.glob("model_state*.pdparams")):
+        raise ModelDirectoryError(
+            f"{directory} holds a static graph that PaddleNLP exported ({programs[0]}) and no model. Such graphs are "
+            "not run here. Give the model's own directory, or export that: paddlesft export --model_name_or_path DIR "
+            "--output_path GRAPH_DIR."
+        )
+
+
 def save_model_directory(
     model: Any, tokenizer: Any, directory: Path, float_dtype: str | None = None, **facts: Any
 ) -> None:
@@ -270,9 +293,7 @@ def save_model_directory(
     if isinstance(tokenizer, (str, Path)):
         copy_tokenizer(tokenizer, directory)
     dtype = float_dtype or str(model.config.dtype)
-    write_provenance(
-        directory, **{"kind": "model", "dtype": dtype, "fingerprint": fingerprint(directory), **facts}
-    )
+    write_provenance(directory, **{"kind": "model", "dtype": dtype, "fingerprint": fingerprint(directory), **facts})
 
 
 def state_to_store(model: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ bench: $(VENV)/.installed $(ORACLE)/.installed
 	$(VENV)/bin/python benchmarks/train_speed.py $(ARGS)
 	$(VENV)/bin/python benchmarks/qlora_memory.py
 	$(VENV)/bin/python benchmarks/quantized_speed.py
+	$(VENV)/bin/python benchmarks/decode_speed.py
 ifdef GSM8K
 	$(VENV)/bin/python benchmarks/quantization_quality.py --data $(GSM8K)
 	$(VENV)/bin/python benchmarks/gsm8k_perplexity.py --data $(GSM8K)

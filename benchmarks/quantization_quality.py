@@ -31,6 +31,7 @@ sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
+from pages import write_page  # noqa: E402
 from train_speed import machine  # noqa: E402
 
 from paddlesft.checkpoints.verify import logits_of, prompt_ids  # noqa: E402
@@ -136,7 +137,7 @@ def main() -> int:
     text = "\n".join([setting.about(), "", *table(found)])
     print(f"\n{text}")
     if not options.dry:
-        write_page(text)
+        write_page(PAGE, text, BEGIN, END)
     return 0
 
 
@@ -338,18 +339,6 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
             f"| {row['seconds']:.0f} |"
         )
     return lines
-
-
-def write_page(text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Put figures between two markers of the page, which both have lines of their own."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# Quantization\n"
-    if begin not in page and end not in page:
-        page += f"\n{begin}\n{end}\n"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        sys.exit(f"{PAGE}: {begin} and {end} should stand there once each. The figures were not written.")
-    head, tail = page.split(begin)[0], page.split(end)[1]
-    PAGE.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
-    print(f"\nwritten into {PAGE.relative_to(REPO)}")
 
 
 if __name__ == "__main__":

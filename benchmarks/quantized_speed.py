@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
-from quantization_quality import write_page  # noqa: E402
+from pages import write_page  # noqa: E402
 from train_speed import machine  # noqa: E402
 
 from paddlesft.inference.eager import EagerRunner  # noqa: E402
@@ -79,7 +79,7 @@ def main() -> int:
     text = "\n".join([about, "", *lines])
     print(text)
     if not options.dry:
-        write_page(text, BEGIN, END)
+        write_page(REPO / "docs" / "quantize.md", text, BEGIN, END)
     return 0
 
 

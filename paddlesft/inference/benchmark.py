@@ -187,10 +187,10 @@ def _rounds(loaded: Loaded, settings: Settings, rows: int, memory: Memory) -> tu
         runner = runner_of(loaded.model, loaded.pad_token_id)
         wait_for_device()
         begin = time.perf_counter()
-        tokens = _choose(runner.prefill(prompts))
+        tokens = choose(runner.prefill(prompts))
         first = time.perf_counter()
         for _ in range(settings.new_tokens):
-            tokens = _choose(runner.step(tokens))
+            tokens = choose(runner.step(tokens))
         end = time.perf_counter()
         if turn >= settings.warm_up:
             prefill.append(first - begin)
@@ -198,7 +198,7 @@ def _rounds(loaded: Loaded, settings: Settings, rows: int, memory: Memory) -> tu
     return prefill, step, memory.most()
 
 
-def _choose(logits: Any) -> np.ndarray:
+def choose(logits: Any) -> np.ndarray:
     """Return the most likely tokens, int64 [b], in main memory, where the next step's arguments are made."""
     best = logits.argmax(axis=-1)
     return best if isinstance(best, np.ndarray) else best.numpy()

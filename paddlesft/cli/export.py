@@ -13,6 +13,7 @@ model in memory says, token for token; one that does not is not left behind. OUT
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def _export_graph(config: ExportConfig) -> int:
 
     console = Console(highlight=False, soft_wrap=True)
     refuse_taken(Path(config.output_path), config.overwrite)
-    write = _writer(config.format)
+    write = _writer(config.format, config.onnx_compute)
     device = use_device(config.device)
     if config.model_name_or_path is not None:
         refuse_graph(Path(config.model_name_or_path))
@@ -90,12 +91,14 @@ def _export_graph(config: ExportConfig) -> int:
     return 0
 
 
-def _writer(format: str) -> Any:
+def _writer(format: str, onnx_compute: str) -> Any:
     """Return what writes a graph of this format."""
     if format == "onnx":
         from paddlesft.export.onnx_graph import write_onnx_graph
 
-        return write_onnx_graph
+        return partial(write_onnx_graph, compute=onnx_compute)
+    if onnx_compute != "exact":
+        raise ConfigError(f"onnx_compute {onnx_compute} needs format onnx; format is {format}.")
     from paddlesft.export.static_graph import write_static_graph
 
     return write_static_graph

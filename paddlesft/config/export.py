@@ -34,6 +34,11 @@ class ExportConfig:
         "What is written. paddle: a static graph for paddle.inference; onnx: a graph for ONNX Runtime; hf: a model "
         "directory for transformers.",
     )
+    onnx_compute: Literal["exact", "fast"] = field(
+        "exact",
+        "How an ONNX graph computes with weights in int8 or int4. exact: as the model does, in floats that are made of "
+        "the codes when the graph is read; fast: with the codes, activations rounded to 8 bits for each block.",
+    )
     lora_path: str | None = field(
         None, "LoRA adapter directory: added to the graph's weights where those are floats, kept beside quantized ones."
     )

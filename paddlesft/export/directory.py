@@ -123,6 +123,7 @@ def export_graph(
         loaded.model = None
         release()
         on_stage("checking the written graph against the model")
+        share = max(share, ROUNDED_ACTIVATIONS) if record.rounds_activations else share
         checked = check_directory(scratch, loaded, replies, share)
         write_provenance(scratch, **facts, fingerprint=fingerprint(scratch), checked=checked.facts())
     return ExportReport(output, record, checked, adapter, trace_seconds, time.perf_counter() - began)

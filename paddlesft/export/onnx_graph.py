@@ -10,14 +10,19 @@ and scales that they are, and there are two ways to compute with them:
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
-import paddlesft
+from paddlesft import __version__
 from paddlesft.errors import PaddleSFTError, UserError
 from paddlesft.export.onnx_packages import onnx, paddle2onnx
 from paddlesft.export.onnx_weights import WeightFile, add_dequantized, block_size, in_blocks, unpacked
@@ -32,6 +37,8 @@ from paddlesft.models.graph_directory import GraphRecord
 from paddlesft.models.quantized.formats import INTEGERS
 from paddlesft.models.quantized.linear import QuantizedLinear
 from paddlesft.models.steps import DecoderStep, step_of
+
+logger = logging.getLogger("paddlesft")
 
 PROGRAM, WEIGHTS = "model.onnx", "model.onnx.data"
 OUTPUTS = ("logits", "new_cache")
@@ -59,9 +66,14 @@ def write_onnx_graph(model: paddle.nn.Layer, directory: Path, compute: str = EXA
     shape = step.cache_shape
     if shape.dtype != "float32":
         raise UserError(
-            f"The model's type is {shape.dtype}; ONNX graphs are written in float32, for CPUs. Give --dtype float32."
+            f"The model's type is {shape.dtype}; ONNX graphs are written in float32, for CPUs. Set dtype to float32."
         )
     traced = WeightsAsInputs(step)
+    if compute == FAST and not any(name.endswith(STANDS_FOR_WEIGHT) for name in traced.quantized):
+        raise UserError(
+            "onnx_compute fast is for weights in int8 or int4 whose layers do not round activations; this model has "
+            f"none. Leave the key out ({EXACT}), or export a directory that paddlesft quantize made."
+        )
     graph_model = convert(traced)
     graph = graph_model.graph
     bypass_identities(graph)
@@ -72,12 +84,13 @@ def write_onnx_graph(model: paddle.nn.Layer, directory: Path, compute: str = EXA
         for name, tensor in traced.tensors.items():
             if name in used:
                 weights.add(name, tensor.numpy())
+    rounds = any(node.op_type == "MatMulNBits" for node in graph.node)
     finish(graph_model, step)
     onnx.save(graph_model, str(directory / PROGRAM))
     onnx.checker.check_model(str(directory / PROGRAM))
     return GraphRecord(
         "onnx", PROGRAM, WEIGHTS, shape.num_layers, shape.num_heads, shape.head_dim, shape.dtype,
-        paddle_version=paddle.__version__,
+        rounds_activations=rounds, paddle_version=paddle.__version__,
     )  # fmt: skip
 
 
@@ -93,14 +106,43 @@ def convert(traced: WeightsAsInputs) -> Any:
             program = save_program(traced, traced.specs(), path)
         finally:
             traced.restore()
-        made = paddle2onnx.export(
-            str(path.with_name(program)), str(path.with_name("step.pdiparams")), None, opset_version=OPSET,
-            auto_upgrade_opset=False, verbose=False, enable_onnx_checker=False, optimize_tool="None",
-        )  # fmt: skip
-    if not made:
-        family = traced.step.decoder.family.name
-        raise PaddleSFTError(f"paddle2onnx cannot convert models of the family {family}; its message stands above.")
-    return onnx.load_from_string(made)
+        said: list[str] = []
+        try:
+            with _held_back(said):
+                made = paddle2onnx.export(
+                    str(path.with_name(program)), str(path.with_name("step.pdiparams")), None, opset_version=OPSET,
+                    auto_upgrade_opset=False, verbose=False, enable_onnx_checker=False, optimize_tool="None",
+                )  # fmt: skip
+            return onnx.load_from_string(made)
+        except Exception as error:  # where converting failed, ``made`` has no value
+            raise PaddleSFTError(
+                f"paddle2onnx {paddle2onnx.__version__} cannot convert this model of the family "
+                f"{traced.step.decoder.family.name}: {' '.join(said)[-600:] or error}. paddlesft export --format "
+                "paddle writes a graph for paddle.inference."
+            ) from error
+
+
+@contextlib.contextmanager
+def _held_back(said: list[str]) -> Iterator[None]:
+    """Collect the lines that paddle2onnx's compiled part prints, so that they are shown only where they explain."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with tempfile.TemporaryFile() as held:
+        for number in (1, 2):
+            os.dup2(held.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in zip((1, 2), kept):
+                os.dup2(copy, number)
+                os.close(copy)
+            held.seek(0)
+            said.extend(line for line in held.read().decode("utf-8", "replace").splitlines() if line.strip())
+    for line in said:
+        logger.debug("%s", line)
 
 
 def bypass_identities(graph: Any) -> None:
@@ -160,7 +202,7 @@ def replace_products(graph: Any, layers: dict[str, QuantizedLinear], weights: We
 def _multiply_blocks(product: Any, name: str, layer: QuantizedLinear, weights: WeightFile) -> None:
     size = block_size(layer)
     where = f"Layer {name.removesuffix(STANDS_FOR_WEIGHT)} has weights in {layer.how.name}"
-    instead = f"Export with --onnx_compute {EXACT}."
+    instead = f"Set onnx_compute to {EXACT}."
     if layer.how.name not in INTEGERS:
         raise UserError(
             f"{where}, which no fast operator of ONNX Runtime knows; it knows {' and '.join(INTEGERS)}. {instead}"
@@ -230,4 +272,4 @@ def finish(model: Any, step: DecoderStep) -> None:
     if "com.microsoft" in domains:
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     model.ir_version = 8  # of ONNX 1.12, which brought the operators of opset 17
-    model.producer_name, model.producer_version = "paddlesft", paddlesft.__version__
+    model.producer_name, model.producer_version = "paddlesft", __version__

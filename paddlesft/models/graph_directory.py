@@ -32,6 +32,7 @@ class GraphRecord:
         head_dim: size of one head.
         dtype: of the cache.
         formats: formats of quantized weights, in words; "" for floats.
+        rounds_activations: the graph rounds activations to 8 bits where the model does not.
         ranks: tensor-parallel degree; the graphs lie in ``rank_N/``, where it is above 1.
         paddle_version: that wrote it.
         sampling: the file of the program that chooses tokens; "" without one.
@@ -46,6 +47,7 @@ class GraphRecord:
     head_dim: int
     dtype: str
     formats: str = ""
+    rounds_activations: bool = False
     ranks: int = 1
     paddle_version: str = ""
     sampling: str = ""

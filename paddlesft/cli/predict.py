@@ -2,8 +2,9 @@
 
     paddlesft predict --model_name_or_path DIR --data_file dev.json --output_file output.json --batch_size 8
 
-Each row becomes one JSON line {"src", "tgt", "output"}, written as it comes. The same command continues a run that was
-stopped. Without --data_file two sample questions are asked.
+DIR holds a model, or a static graph that paddlesft export wrote. Each row becomes one JSON line {"src", "tgt",
+"output"}, written as it comes. The same command continues a run that was stopped. Without --data_file two sample
+questions are asked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from paddlesft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from paddlesft.config.verbs import PredictConfig
+    from paddlesft.inference.loading import Loaded
+    from paddlesft.inference.throughput import Throughput
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress when the output is not a terminal
 
@@ -42,16 +45,24 @@ def run(argv: list[str]) -> int:
 
 
 def check_output(config: PredictConfig) -> None:
-    """Refuse an output file that is the input or no file at all, before a model is loaded.
+    """Refuse output files that are the input, each other or no files at all, before a model is loaded.
 
     Raises:
         ConfigError: naming both.
     """
-    output = Path(config.output_file)
-    if config.data_file is not None and output.resolve() == Path(config.data_file).resolve():
-        raise ConfigError(f"output_file: {output} is the data_file itself. Inputs are never changed: name another.")
-    if output.is_dir():
-        raise ConfigError(f"output_file: {output} is a directory. Give the name of a file.")
+    taken = {} if config.data_file is None else {Path(config.data_file).resolve(): "data_file"}
+    for key in ("output_file", "speed_file"):
+        name = getattr(config, key)
+        if name is None:
+            continue
+        path = Path(name)
+        if path.is_dir():
+            raise ConfigError(f"{key}: {path} is a directory. Give the name of a file.")
+        other = taken.setdefault(path.resolve(), key)
+        if other == "data_file":
+            raise ConfigError(f"{key}: {path} is the data_file itself. Inputs are never changed: name another.")
+        if other != key:
+            raise ConfigError(f"{key}: {path} is the {other} itself. Name another.")
 
 
 def about_quant_type(quant_type: str, directory: Path, formats: str) -> str:
@@ -77,6 +88,7 @@ def _predict(config: PredictConfig) -> int:
     from rich.console import Console
 
     from paddlesft.inference.device import use_device
+    from paddlesft.inference.fused_kernels import about_fused_kernels
     from paddlesft.inference.loading import load_for_inference
     from paddlesft.inference.prediction import (
         DEFAULT_PROMPTS,
@@ -102,7 +114,10 @@ def _predict(config: PredictConfig) -> int:
         config.chat_template,
         config.system_prompt,
         config.base_precision,
+        config.mode,
     )
+    if config.inference_model:
+        console.print(about_fused_kernels(device), markup=False)
     if config.quant_type is not None:
         console.print(
             f"Note: {about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)}", markup=False
@@ -122,9 +137,8 @@ def _predict(config: PredictConfig) -> int:
             f"Benchmark: the first batch ({len(batch)} rows), every reply {options.max_new_tokens} tokens ..."
         )
         measured = benchmark(loaded, batch, options, config.src_length)
-        seconds = measured.prompt_seconds + measured.decode_seconds
-        console.print(f"IPS: {measured.generated_tokens / seconds:.1f} tokens/s, QPS: {measured.replies / seconds:.3f}")
-        console.print(str(measured))
+        console.print(f"IPS: {measured.tokens_per_second:.1f} tokens/s, QPS: {measured.requests_per_second:.3f}")
+        _report_speed(console, config, loaded, device, measured)
         return 0
     progress = _Progress(console, len(rows), show_replies=config.data_file is None)
     with progress:
@@ -143,12 +157,32 @@ def _predict(config: PredictConfig) -> int:
     if report.kept:
         console.print(f"{report.kept} of {report.rows} replies were there already and were kept.")
     if report.throughput.replies:
-        console.print(str(report.throughput))
+        _report_speed(console, config, loaded, device, report.throughput)
         ended = report.finish_reasons["length"]
         if ended:
             console.print(f"Unfinished after {options.max_new_tokens} tokens (max_new_tokens): {ended}")
     console.print(f"Replies: {config.output_file}", markup=False)
     return 0
+
+
+def _report_speed(console: Any, config: PredictConfig, loaded: Loaded, device: str, measured: Throughput) -> None:
+    """Print how fast replies came, and write it where it is wanted."""
+    from paddlesft.directories import write_json
+
+    console.print(str(measured))
+    console.print(measured.latency())
+    if config.speed_file is None:
+        return
+    graph = loaded.identity().get("graph")
+    run = {
+        "model": str(loaded.directory), "adapter": None if loaded.adapter is None else str(loaded.adapter),
+        "graph": graph, "formats": loaded.base.formats, "dtype": str(loaded.model.config.dtype), "device": device,
+        "batch_size": config.batch_size, "benchmark": config.benchmark,
+    }  # fmt: skip
+    path = Path(config.speed_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**run, **measured.facts()})
+    console.print(f"Speed: {path}", markup=False)
 
 
 class _Progress:

@@ -78,18 +78,23 @@ class PredictConfig(_ReplyConfig):
         False, "Start output_file anew. Without it rows answered already are kept and skipped.", aliases=("force",)
     )
     batch_size: int = field(1, "Rows answered at a time; the replies do not depend on it.", minimum=1)
-    mode: Literal["dynamic", "static"] = field(
-        "dynamic", "Run the model step by step (dynamic) or an exported graph (static).", unbuilt="static inference"
+    mode: Literal["dynamic", "static"] | None = field(
+        None,
+        "Insist on a model in memory (dynamic) or on a graph that paddlesft export wrote (static). Unset: whichever "
+        "the directory holds.",
     )
-    inference_model: bool = field(False, "Use fused inference kernels (GPU).", unbuilt="inference by fused kernels")
+    inference_model: bool = field(
+        False, "PaddleNLP's fused GPU kernels: a line says why the run goes without them; the replies stay the same."
+    )
     benchmark: bool = field(False, "Repeat the first batch, print tokens per second and requests per second.")
+    speed_file: str | None = field(None, "Receives counts, rates and latencies of the run as JSON.")
     quant_type: str | None = field(
         None, "Says nothing new of a directory that paddlesft quantize made; of another one it is refused."
     )
     model_prefix: str = field(
         "model",
         "File name of an exported graph.",
-        no_effect="it belongs to mode static, which this version does not have",
+        no_effect="graph.json in the directory names the graph's files",
     )
     export_precache: bool = field(
         False, "Prefixes as caches of an exported graph.", no_effect="prefix_path alone is enough"

@@ -200,7 +200,7 @@ def _timed(
         options,
         loaded.stop_token_ids,
         loaded.pad_token_id,
-        on_token=lambda row, token, text: watch.token(),
+        on_token=lambda row, token, text: watch.token(row),
         tokenizer=loaded.tokenizer,
         rows=range(first_row, first_row + len(prompts)),
     )

@@ -41,16 +41,6 @@ def test_do_sample_is_read_as_the_strategy(cls: type, token: str, strategy: str)
     ("token", "message"),
     [
         (
-            "mode=static",
-            'mode: found "static" (text); static inference is not built yet in this version. '
-            'Remove the key or set it to "dynamic".',
-        ),
-        (
-            "inference_model=true",
-            "inference_model: found true (a boolean); inference by fused kernels is not built yet in this version. "
-            "Remove the key or set it to false.",
-        ),
-        (
             "decode_strategy=beam_search",
             'decode_strategy: found "beam_search" (text); allowed: one of sampling, greedy_search.',
         ),
@@ -67,7 +57,7 @@ def test_what_predict_refuses(token: str, message: str) -> None:
 def test_keys_of_the_predictor_without_effect_are_said() -> None:
     _, notices = load(PredictConfig, "--model_prefix", "llama", "--export_precache")
     assert notices == [
-        "command line: model_prefix has no effect: it belongs to mode static, which this version does not have.",
+        "command line: model_prefix has no effect: graph.json in the directory names the graph's files.",
         "command line: export_precache has no effect: prefix_path alone is enough.",
     ]
 

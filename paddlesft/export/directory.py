@@ -79,10 +79,11 @@ def export_graph(
 ) -> ExportReport:
     """Write a static graph of a model that was loaded, complete and proved, or not at all.
 
-    The memory needed is that of the model twice: the one that is exported, and the graph while it is checked.
+    The model is let go before the graph is opened; while it is traced and written there may be two copies of weights.
 
     Args:
-        loaded: the model; a LoRA adapter is added to float weights in place, so that the graph is the plain model's.
+        loaded: the model; a LoRA adapter is added to float weights in place, so that the graph is the plain model's, and
+            ``loaded.model`` is None afterwards.
         output: the directory to create.
         write: what writes the graph: ``write_static_graph`` or its like for another format.
         name: what the user calls the base.

@@ -82,7 +82,7 @@ def export_graph(
     The model is let go before the graph is opened; while it is traced and written there may be two copies of weights.
 
     Args:
-        loaded: the model; a LoRA adapter is added to float weights in place, so that the graph is the plain model's, and
+        loaded: the model; a LoRA adapter is added to float weights in place, so that the graph is the plain model's.
             ``loaded.model`` is None afterwards.
         output: the directory to create.
         write: what writes the graph: ``write_static_graph`` or its like for another format.

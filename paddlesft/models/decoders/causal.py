@@ -168,12 +168,12 @@ class CausalDecoder:
         head = self.head
         if hasattr(head, "decoder_weight"):
             return head.decoder_weight, True
-        return head.weight, head.weight is self.body.get_input_embeddings().weight
+        return head.weight, _held(head) is _held(self.body.get_input_embeddings())
 
     @property
     def vocabulary_is_split(self) -> bool:
         """Whether the head of this rank knows a part of the vocabulary only (tensor parallelism)."""
-        return max(self.lm.config.tensor_parallel_degree, 1) > 1 and bool(self.head_matrix[0].is_distributed)
+        return max(self.lm.config.tensor_parallel_degree, 1) > 1 and bool(_held(self.head).is_distributed)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""
@@ -193,6 +193,13 @@ class CausalDecoder:
     def apply_head(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Call the head of a model that no other rank shares."""
         return self.head(hidden)
+
+
+def _held(layer: paddle.nn.Layer) -> paddle.Tensor:
+    """Return a layer's matrix itself; while a graph is traced, its attribute is another object at each access."""
+    names = ("decoder_weight", "weight")
+    held = [layer._parameters[name] for name in names if name in layer._parameters]
+    return held[0] if held else layer.weight
 
 
 def tensor_parallel_group() -> Any:

@@ -35,7 +35,9 @@ def _replace(name: str, on_cpu: Callable[..., Any]) -> None:
     upstream = getattr(_C_ops, name)
 
     def operator(x: Any, *rest: Any, **options: Any) -> Any:
-        return on_cpu(x, *rest, **options) if x.place.is_cpu_place() else upstream(x, *rest, **options)
+        # a value of a graph that is traced has no place
+        at_hand = paddle.in_dynamic_mode() and x.place.is_cpu_place()
+        return on_cpu(x, *rest, **options) if at_hand else upstream(x, *rest, **options)
 
     operator.__name__ = name
     setattr(_C_ops, name, operator)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -38,7 +40,11 @@ def serve_decoding(
         decode: generates as many tokens as told for each prompt; returns ``seconds`` until the first one, seconds of
             each further step as ``step``, and ``tokens``.
     """
-    with contextlib.suppress(OSError):  # what loading took for a moment does not count
+    gc.collect()  # what loading took for a moment does not count
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def round_of(rows: str, new_tokens: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ bounds decoding, where every weight is read for a few operations).
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ from paddlesft.inference.runners import runner_of
 from paddlesft.models.graph_directory import holds_graph, read_record
 from paddlesft.models.load import without_second_names
 from paddlesft.models.provenance import tool_versions
+from paddlesft.quirks.released_memory import give_back
 
 FORMAT = 1  # of the JSON
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -125,6 +127,7 @@ def run_benchmark(
     """
     refuse_length(loaded, settings)
     weights = weight_bytes(loaded)
+    memory.start()
     loaded_memory = memory.now()
     rounds = {}
     with evaluating(loaded.model):
@@ -330,6 +333,7 @@ class Memory:
     def __init__(self) -> None:
         self._on_gpu = not paddle.get_device().startswith("cpu")
         self._before = 0
+        self.start()
         self._before = self.now()
 
     def now(self) -> int:
@@ -343,6 +347,8 @@ class Memory:
         if self._on_gpu:
             paddle.device.cuda.reset_max_memory_allocated()
             return
+        gc.collect()
+        give_back()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

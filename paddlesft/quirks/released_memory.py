@@ -59,8 +59,13 @@ def give_back_excess(held_after_last: int = 0) -> int:
     needed = core.host_memory_stat_peak_value("Allocated", 0)
     if held <= max(needed * (1 + EXCESS_SHARE) + EXCESS_BYTES, held_after_last * 1.1):
         return held_after_last
+    return held if give_back() else held_after_last
+
+
+def give_back() -> bool:
+    """Return all free memory to the kernel; tell whether the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
-        return held_after_last
+        return False
     trim(0)
-    return held
+    return True

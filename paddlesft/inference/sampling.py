@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -244,19 +245,31 @@ class Sampler:
             int64 array [b].
         """
         if all(row.is_plain_argmax for row in self.rows):
-            array = _as_array(logits)
-            if np.isfinite(array.max(axis=-1)).all():
-                tokens = array.argmax(axis=-1).astype(np.int64)
+            tokens = _argmax(logits)
+            if (tokens >= 0).all():
                 for row, token in zip(self.rows, tokens):
                     row.record(int(token))
                 return tokens
-            logits = array
+        # A row's draw needs random numbers for the whole vocabulary: on a GPU its logits cross as they are.
         array = _as_array(logits)
         return np.array([row.choose(array[i]) for i, row in enumerate(self.rows)], dtype=np.int64)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep only the rows at ``indices``, in that order."""
         self.rows = [self.rows[i] for i in indices]
+
+
+def _argmax(logits: Any) -> np.ndarray:
+    """Return the first largest id of each row, int64 [b]; -1 where the largest logit is no finite number.
+
+    On a GPU the tokens alone leave the device.
+    """
+    if not isinstance(logits, np.ndarray) and not logits.place.is_cpu_place():
+        usable = logits.max(axis=-1).isfinite().logical_and(logits.isnan().any(axis=-1).logical_not()).astype("int64")
+        return ((logits.argmax(axis=-1) + 1) * usable - 1).numpy()
+    array = _as_array(logits)
+    found = array.argmax(axis=-1)  # that of NaN where there is one
+    return np.where(np.isfinite(np.take_along_axis(array, found[:, None], axis=-1)[:, 0]), found, -1).astype(np.int64)
 
 
 def _as_array(logits: object) -> np.ndarray:

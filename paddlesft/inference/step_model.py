@@ -10,6 +10,7 @@ import paddle
 from paddlesft.inference.key_value_cache import KeyValueCache
 from paddlesft.models.steps import CacheShape, step_of
 from paddlesft.models.steps.inputs import CausalInputs, StepInputs
+from paddlesft.quirks import released_memory
 
 
 class StepModel(Protocol):
@@ -20,12 +21,14 @@ class StepModel(Protocol):
         cache_shape: what a column of the cache holds.
         prefix: keys and values of a tuned prefix, [2 L, n, w, d]; None without one.
         inputs: makes the arguments of a call.
+        cache_on_device: whether the cache is a tensor of paddle on the device that is set, not an array.
     """
 
     config: Any
     cache_shape: CacheShape
     prefix: np.ndarray | None
     inputs: CausalInputs
+    cache_on_device: bool
 
     def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> tuple[Any, Any]:
         """Run one call; see ``DecoderStep.forward``.
@@ -46,7 +49,14 @@ class EagerModel:
         width = 0 if self.prefix is None else self.prefix.shape[2]
         self.inputs = self._step.decoder.family.step_inputs()(self.config.to_dict(), width, pad_token_id)
 
+        self.cache_on_device = self.cache_shape.dtype == "bfloat16" or not paddle.get_device().startswith("cpu")
+        if not self.cache_on_device:
+            released_memory.apply()
+
     @paddle.no_grad()
     def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> tuple[paddle.Tensor, paddle.Tensor]:
-        arrays = (inputs.input_ids, inputs.position_ids, inputs.visible, inputs.last)
-        return self._step(*map(paddle.to_tensor, arrays), cache.tensors())
+        visible, past = inputs.visible, cache.tensors()
+        if cache.columns == 1 and not visible[..., 0].any():  # nothing was run yet: there is no past to attend to
+            visible, past = visible[..., 1:], [tensor[:, :, :0] for tensor in past]
+        arrays = (inputs.input_ids, inputs.position_ids, np.ascontiguousarray(visible), inputs.last)
+        return self._step(*map(paddle.to_tensor, arrays), past)

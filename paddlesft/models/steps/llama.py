@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import paddle
-import paddle.nn.functional as F
 
 from paddlesft.models.family import Family
+from paddlesft.models.steps.cpu_operators import few_logits, linear, rms_norm, silu
 from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
 from paddlesft.models.steps.step import DecoderStep, attention, for_groups, gelu, heads
 from paddlesft.quirks import gemma_activation
@@ -56,37 +56,45 @@ class LlamaStep(DecoderStep):
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         bias, cos, sin = shared
         attn, n, d = layer.self_attn, past_keys.shape[1], past_keys.shape[3]
-        queries, keys, values = self.projected(attn, layer.input_layernorm(hidden), n, d)
+        queries, keys, values = self.projected(attn, self.normed(layer.input_layernorm, hidden), n, d)
         queries, keys = rotate_halves(queries, cos, sin), rotate_halves(keys, cos, sin)
-        hidden = hidden + attn.o_proj(attention(queries, keys, values, past_keys, past_values, bias))
-        return hidden + self.gated(layer.mlp, layer.post_attention_layernorm(hidden)), keys, values
+        hidden = hidden + linear(attn.o_proj, attention(queries, keys, values, past_keys, past_values, bias))
+        return hidden + self.gated(layer.mlp, self.normed(layer.post_attention_layernorm, hidden)), keys, values
 
     def projected(
         self, attn: paddle.nn.Layer, normed: paddle.Tensor, n: int, d: int
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Return queries [b, h, s, d], keys and values [b, n, s, d]."""
         if not getattr(attn, "fuse_attention_qkv", False):
-            queries, keys, values = attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)
+            queries, keys, values = (linear(part, normed) for part in (attn.q_proj, attn.k_proj, attn.v_proj))
             return heads(queries, n * self.group, d), heads(keys, n, d), heads(values, n, d)
         # for each key/value head: its queries, its key, its value
-        mixed = attn.qkv_proj(normed).reshape([0, 0, n, (self.group + 2) * d])
+        mixed = linear(attn.qkv_proj, normed).reshape([0, 0, n, (self.group + 2) * d])
         queries, keys, values = paddle.split(mixed, [self.group * d, d, d], axis=-1)
         return heads(queries, n * self.group, d), keys.transpose([0, 2, 1, 3]), values.transpose([0, 2, 1, 3])
 
     def gated(self, mlp: paddle.nn.Layer, normed: paddle.Tensor) -> paddle.Tensor:
         """Apply the MLP; paddle2onnx has no swiglu, so that the product is written out."""
         if getattr(mlp, "fuse_attention_ffn", False):
-            gate, up = paddle.split(mlp.gate_up_fused_proj(normed), 2, axis=-1)
+            gate, up = paddle.split(linear(mlp.gate_up_fused_proj, normed), 2, axis=-1)
         else:
-            gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
-        return mlp.down_proj(self.activated(mlp, gate) * up)
+            gate, up = linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed)
+        return linear(mlp.down_proj, self.activated(mlp, gate) * up)
 
     def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
         """Apply the MLP's activation."""
-        return F.silu(gate)
+        return silu(gate)
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        return self.body.norm(hidden)
+        return self.normed(self.body.norm, hidden)
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        logits = few_logits(self.decoder.head, hidden)
+        return self.decoder.logits(hidden) if logits is None else logits  # tracing gives subclasses a wrong super()
+
+    def normed(self, layer: paddle.nn.Layer, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Apply one of the model's norms."""
+        return rms_norm(layer, hidden)
 
 
 class MistralStep(LlamaStep):
@@ -101,6 +109,9 @@ class GemmaStep(LlamaStep):
 
     def embedded(self, input_ids: paddle.Tensor) -> paddle.Tensor:
         return self.body.embed_tokens(input_ids) * self.config.hidden_size**0.5
+
+    def normed(self, layer: paddle.nn.Layer, hidden: paddle.Tensor) -> paddle.Tensor:
+        return layer(hidden)  # its weights count from 1
 
     def activated(self, mlp: paddle.nn.Layer, gate: paddle.Tensor) -> paddle.Tensor:
         return gelu(gate, tanh_form=self.config.hidden_activation == gemma_activation.DEFAULT)

@@ -26,6 +26,7 @@ import paddle.nn.functional as F
 from paddlesft.errors import UserError
 from paddlesft.models.decoders import decoder_of
 from paddlesft.models.family import Family
+from paddlesft.models.steps.cpu_operators import biased_softmax, matmul
 
 MASKED = -1e30  # added to scores of keys that a query must not see; finite, and within float32
 
@@ -123,7 +124,8 @@ class DecoderStep(paddle.nn.Layer):
             visible: bool [b, 1, s, m + s]; which columns of the cache, and which of the new tokens, each token sees;
                 at least one.
             last: int64 [b]; the token of each row whose logits are asked for.
-            past: 2 L tensors [b, n, m, d]: keys and values of each layer in turn; m at least 1.
+            past: 2 L tensors [b, n, m, d]: keys and values of each layer in turn; m at least 1, or 0 where no graph is
+                traced.
 
         Returns:
             Logits [b, v], and keys and values of the new tokens [2 L, b, n, s, d].
@@ -135,7 +137,7 @@ class DecoderStep(paddle.nn.Layer):
             hidden, keys, values = self.layer(layer, hidden, past[2 * number], past[2 * number + 1], *shared)
             new += [keys, values]
         hidden = self.finish(self.chosen(hidden, last))
-        return self.decoder.logits(hidden)[:, 0], paddle.stack(new)
+        return self.logits(hidden)[:, 0], paddle.stack(new)
 
     @staticmethod
     def chosen(hidden: paddle.Tensor, last: paddle.Tensor) -> paddle.Tensor:
@@ -178,6 +180,10 @@ class DecoderStep(paddle.nn.Layer):
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Apply what follows the last layer to [b, 1, e]."""
 
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Apply the head: [b, 1, e] to [b, 1, v]."""
+        return self.decoder.logits(hidden)
+
 
 def attention(
     queries: paddle.Tensor,
@@ -206,12 +212,15 @@ def attention(
     d, h, n = queries.shape[3], queries.shape[1], keys.shape[1]
     # The queries that share a key/value head stand one behind the other, so that the heads need not be repeated.
     together = (queries * (d**-0.5 if scale is None else scale)).reshape([0, n, -1, d])
-    scores = paddle.concat(
-        [paddle.matmul(together, past_keys, transpose_y=True), paddle.matmul(together, keys, transpose_y=True)], axis=-1
-    )
-    weights = F.softmax(scores.astype("float32") + bias, axis=-1).astype(values.dtype)
-    m = paddle.shape(past_keys)[2]
-    found = paddle.matmul(weights[:, :, :, :m], past_values) + paddle.matmul(weights[:, :, :, m:], values)
+    scores = matmul(together, keys, transpose_y=True)
+    at_hand = paddle.in_dynamic_mode()  # asked first: while a graph is traced, sizes are tensors and become branches
+    m = past_keys.shape[2] if at_hand else paddle.shape(past_keys)[2]
+    if at_hand and m == 0:
+        found = matmul(biased_softmax(scores.astype("float32"), bias).astype(values.dtype), values)
+    else:
+        scores = paddle.concat([matmul(together, past_keys, transpose_y=True), scores], axis=-1)
+        weights = biased_softmax(scores.astype("float32"), bias).astype(values.dtype)
+        found = matmul(weights[:, :, :, :m], past_values) + matmul(weights[:, :, :, m:], values)
     # back to [b, s, h * d]: a head's queries are s rows of its group's
     return found.reshape([0, h, -1, d]).transpose([0, 2, 1, 3]).reshape([0, 0, h * d])
 

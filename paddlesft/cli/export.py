@@ -12,6 +12,7 @@ model in memory says, token for token; one that does not is not left behind. OUT
 
 from __future__ import annotations
 
+import os
 import shlex
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,22 @@ def _export_graph(config: ExportConfig) -> int:
     device = use_device(config.device)
     if config.model_name_or_path is not None:
         refuse_graph(Path(config.model_name_or_path))
+    ranks, rank = _ranks(config)
     loaded = load_for_inference(
         config.model_name_or_path, config.lora_path, config.prefix_path, config.dtype, config.chat_template,
-        base_precision=config.base_precision,
+        base_precision=config.base_precision, tensor_parallel=(ranks, rank),
     )  # fmt: skip
+    if ranks > 1:
+        from paddlesft.export.tensor_parallel import export_ranks
+
+        tell = (lambda text: console.print(f"{text[0].upper()}{text[1:]} ...")) if rank == 0 else (lambda text: None)
+        report = export_ranks(
+            loaded, config.output_path, config.model_name_or_path, config.overwrite, config.check_tokens,
+            config.chat_template, tell,
+        )  # fmt: skip
+        if rank == 0:
+            _show(console, report, config.dtype)
+        return 0
     if config.quant_type is not None:
         said = about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)
         console.print(f"Note: {said}", markup=False)
@@ -89,6 +102,25 @@ def _export_graph(config: ExportConfig) -> int:
     )  # fmt: skip
     _show(console, report, config.dtype)
     return 0
+
+
+def _ranks(config: ExportConfig) -> tuple[int, int]:
+    """Return how many ranks a launcher has started to share the layers, and which of them this is."""
+    ranks = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    if ranks < 2:
+        return 1, 0
+    found = "format: onnx" if config.format == "onnx" else "an adapter"
+    if config.format == "onnx" or config.lora_path is not None or config.prefix_path is not None:
+        raise ConfigError(
+            f"Ranks export float models as graphs of Paddle, and {found} was asked for. Start paddlesft export without "
+            "paddle.distributed.launch, or merge the adapter first: paddlesft merge-lora."
+        )
+    from paddlesft.export.tensor_parallel import refuse_indivisible, start_ranks
+    from paddlesft.models.load import load_config, paddle_directory
+    from paddlesft.models.resolve import find_model
+
+    refuse_indivisible(load_config(paddle_directory(find_model(config.model_name_or_path))), ranks)
+    return start_ranks()
 
 
 def _writer(format: str, onnx_compute: str) -> Any:
@@ -139,6 +171,9 @@ def _show(console: Any, report: Any, asked: str | None) -> None:
     if report.adapter:
         console.print(f"  adapter   {report.adapter}")
     console.print(f"Directory: {report.output}", markup=False)
+    if record.ranks > 1:
+        console.print(f"  ranks     rank_0 to rank_{record.ranks - 1}, rank_mapping.csv; every rank ran its program")
+        return
     console.print(
         f"Next: paddlesft predict --mode static --model_name_or_path {shlex.quote(str(report.output))}", markup=False
     )

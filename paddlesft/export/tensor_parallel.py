@@ -1,8 +1,8 @@
 """A graph whose layers are divided among ranks: each traces its part, and all run what they have written together.
 
 The programs hold two collectives, ``mp_allreduce_sum`` and ``all_gather``, which Paddle has for GPUs and CPUs alike.
-``c_identity`` computes nothing without gradients and ``c_concat`` has no CPU kernel (paddlepaddle 3.3.1: "Do not support
-c_concat for cpu kernel now"), so neither is traced.
+``c_identity`` computes nothing without gradients and ``c_concat`` has no CPU kernel (paddlepaddle 3.3.1: "Do not
+support c_concat for cpu kernel now"), so neither is traced.
 
 paddle.inference has no ranks in Paddle's CPU package (``Config.dist_config`` is missing there). The ranks run their
 programs with Paddle's static executor instead, which serves both.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,10 +25,26 @@ from paddle import _C_ops
 from paddle.base import core
 from paddle.distributed import fleet
 
+from paddlesft.directories import new_directory
+from paddlesft.errors import UserError
+from paddlesft.export.check import NEW_TOKENS, check_prompts, compare_with, replies_of
+from paddlesft.export.directory import (
+    ExportReport,
+    OnStage,
+    provenance_of,
+    refuse_inputs,
+    refuse_without_step,
+    share_of,
+    write_beside,
+)
+from paddlesft.export.sampling import write_sampling
 from paddlesft.export.static_graph import NAME, write_static_graph
 from paddlesft.inference.key_value_cache import KeyValueCache
+from paddlesft.inference.loading import Loaded
 from paddlesft.models.decoders.causal import tensor_parallel_group
-from paddlesft.models.graph_directory import GraphRecord
+from paddlesft.models.families import family_of
+from paddlesft.models.graph_directory import GraphRecord, graph_files, write_record
+from paddlesft.models.provenance import fingerprint, write_provenance
 from paddlesft.models.steps import CacheShape
 from paddlesft.models.steps.inputs import CausalInputs, StepInputs
 from paddlesft.parallel import gloo
@@ -47,6 +65,95 @@ def start_ranks() -> tuple[int, int]:
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": ranks, "pp_degree": 1, "sharding_degree": 1}
     fleet.init(is_collective=True, strategy=strategy)
     return ranks, paddle.distributed.get_rank()
+
+
+def refuse_indivisible(config: Any, ranks: int) -> None:
+    """Refuse a model whose heads cannot be shared evenly among the ranks.
+
+    Args:
+        config: PaddleNLP's config of the model.
+        ranks: how many there are.
+    """
+    family = family_of(config)
+    heads, kv_heads = family.num_heads(config), family.prefix_kv_heads(config)
+    if heads % ranks or kv_heads % ranks:
+        raise UserError(
+            f"{heads} attention heads and {kv_heads} key/value heads cannot be shared evenly among {ranks} ranks. "
+            "Start a number of ranks that divides both (--nproc_per_node or --gpus), or export the whole model without "
+            "paddle.distributed.launch."
+        )
+
+
+def export_ranks(
+    loaded: Loaded,
+    output: str | Path,
+    name: str | None = None,
+    overwrite: bool = False,
+    new_tokens: int = NEW_TOKENS,
+    chat_template: str | None = None,
+    on_stage: OnStage = lambda text: None,
+) -> ExportReport:
+    """Write a model that is divided among ranks as one program for each, complete and proved, or not at all.
+
+    All ranks call this; ``output`` is a directory that all of them see. The truth is PaddleNLP's forward pass of the
+    divided model, see ``export/check.py``; each rank compares the logits of its own program.
+
+    Args:
+        loaded: this rank's part, without an adapter.
+        output: the directory to create.
+        name: what the user calls the base.
+        overwrite: replace ``output`` when it has content.
+        new_tokens: tokens that are compared for each prompt.
+        chat_template: see ``export_graph``.
+        on_stage: told what is done next.
+
+    Raises:
+        UserError: as ``export_graph``.
+        GraphDiffers: the programs do not compute what the model does; nothing is left behind.
+    """
+    began, output, model, group = time.perf_counter(), Path(output), loaded.model, tensor_parallel_group()
+    refuse_inputs(output, loaded)
+    refuse_without_step(model)
+    on_stage(f"the ranks answer the questions of the check, {new_tokens} tokens each")
+    context = loaded.context_length
+    prompts = check_prompts(loaded.renderer, None if context is None else context - new_tokens)
+    replies = replies_of(model, prompts, new_tokens)
+    first = group.rank == 0
+    with new_directory(output, overwrite) if first else contextlib.nullcontext() as own:
+        directory = _told_by_first(own)
+        on_stage("tracing and writing the programs of the ranks")
+        start = time.perf_counter()
+        record = write_rank_graph(model, directory)
+        trace_seconds = time.perf_counter() - start
+        _meet()
+        if first:
+            record = replace(record, sampling=write_sampling(directory))
+            files = graph_files(directory, record)
+            sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+            record = replace(record, sizes=sizes)
+            write_record(record, directory)
+            write_beside(loaded, directory, chat_template)
+        on_stage("the ranks run what was written")
+        inputs = family_of(model.config).step_inputs()(model.config.to_dict(), 0, loaded.pad_token_id)
+        checked = compare_with(RankGraph(directory, record, model.config, inputs), replies, share_of(model))
+        checked.refuse_faults()
+        _meet()
+        if first:
+            facts = provenance_of(loaded, name, "", record, chat_template)
+            write_provenance(directory, **facts, fingerprint=fingerprint(directory), checked=checked.facts())
+    return ExportReport(output, record, checked, "", trace_seconds, time.perf_counter() - began)
+
+
+def _told_by_first(path: Path | None) -> Path:
+    """Return the directory that the first rank has made."""
+    told = [None if path is None else str(path)]
+    paddle.distributed.broadcast_object_list(told, src=0, group=tensor_parallel_group())
+    return Path(told[0])
+
+
+def _meet() -> None:
+    """Wait until all ranks are here."""
+    paddle.distributed.all_reduce(paddle.ones([1]), group=tensor_parallel_group())
 
 
 def rank_directory(directory: Path, rank: int) -> Path:

@@ -78,6 +78,7 @@ def load_for_inference(
     system_prompt: str | None = None,
     base_precision: Precision | None = None,
     mode: Mode | None = None,
+    tensor_parallel: tuple[int, int] = (1, 0),
 ) -> Loaded:
     """Load a model, its adapter, tokenizer and template; or a static graph with its tokenizer and template.
 
@@ -93,6 +94,7 @@ def load_for_inference(
             with, if any.
         base_precision: see ``adapter_base.settle_base``.
         mode: insists on a model in memory (dynamic) or on a graph (static); None takes what the directory holds.
+        tensor_parallel: see ``paddlesft.models.load_model``; without an adapter.
 
     Raises:
         ModelDirectoryError: nothing to load was named, the base of the adapter is not there, it is another model
@@ -130,7 +132,7 @@ def load_for_inference(
     if holds_graph(directory):
         loaded = open_graph(directory, pad_token_id)
     else:
-        loaded = load_model(directory, dtype=dtype, quantize=base.how)
+        loaded = load_model(directory, dtype=dtype, tensor_parallel=tensor_parallel, quantize=base.how)
         with quiet_paddlenlp():
             if kind == "lora":
                 loaded = load_lora(loaded, adapter)

@@ -1,4 +1,4 @@
-"""A graph divided among ranks: its mapping, its refusals, and an export by two ranks that run what they have written."""
+"""A graph divided among ranks: its mapping, its refusals, and an export by two ranks that run what they wrote."""
 
 from __future__ import annotations
 

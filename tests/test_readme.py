@@ -223,7 +223,8 @@ def test_commands_that_follow_the_demo(
     if " chat " in command:
         assert "Rowan" in done.stdout or "PaddleSFT" in done.stdout
     elif " predict " in command:
-        rows = [json.loads(line) for line in (out / "replies.json").read_text(encoding="utf-8").splitlines()]
+        written = out / Path(command.split("--output_file ")[1]).name
+        rows = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]
         assert len(rows) == 12
         assert all(row["output"] for row in rows)
     elif " merge-lora " in command:
@@ -231,6 +232,8 @@ def test_commands_that_follow_the_demo(
     elif " quantize " in command:
         report = json.loads((out / "int8" / "quant_report.json").read_text(encoding="utf-8"))
         assert report["perplexity_increase"] < 0.02
+    elif " export " in command:
+        assert json.loads((out / "onnx" / "paddlesft.json").read_text(encoding="utf-8"))["kind"] == "graph"
     elif " check-data " in command:
         assert "88" in done.stdout
     else:

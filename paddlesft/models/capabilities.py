@@ -69,6 +69,10 @@ def _quantization(family: Family) -> str:
     return family.quantization_refusal or _proven(family)
 
 
+def _graph(family: Family) -> str:
+    return _proven(family) if family.step else "its decoding is not written as one step"
+
+
 def gguf_architectures(family: Family) -> list[str]:
     """Return the values of a GGUF file's ``general.architecture`` that become a model of this family."""
     from paddlesft.models.gguf_architectures import ARCHITECTURES
@@ -95,6 +99,8 @@ CAPABILITIES = (
     Capability("merge", "merge", "合并", "LoRA is merged, and the result proved equal to the adapter", _proven),
     Capability("quantize", "quantize", "量化", "A8W8, int8, int4 (by GPTQ too), nf4 and fp4", _quantization),
     Capability("qlora", "QLoRA", "QLoRA", "LoRA over a base in 4 or 8 bits", _quantization),
+    Capability("graph", "graph", "静态图", "exported as a static graph of Paddle, quantized too", _graph),
+    Capability("onnx", "ONNX", "ONNX", "exported for ONNX Runtime, quantized too", _graph),
     Capability("hf_in", "HF in", "HF 导入", "Hugging Face directories are read", _hugging_face_in),
     Capability("hf_out", "HF out", "HF 导出", "Hugging Face directories are written", _hugging_face_out),
     Capability("gguf", "GGUF in", "GGUF 导入", "GGUF files are imported", _gguf),

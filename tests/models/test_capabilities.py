@@ -14,7 +14,7 @@ from paddlesft.models.family import Family
 from tests.parallel import test_pipeline_training
 
 REPO = Path(__file__).resolve().parents[2]
-ROOMS = ("families", "models", "parallel", "tuning")
+ROOMS = ("export", "families", "models", "parallel", "tuning")
 TRAINING = "tests/families/test_training.py::test_rows_are_learned_until_generation_reproduces_them"
 GENERATION = "tests/families/test_generation.py"
 TORCH = "tests/models/test_families_against_torch.py"
@@ -83,6 +83,11 @@ PROOFS: dict[str, Callable[[Family], list[str]]] = {
         f"tests/families/test_prediction.py::test_a_prediction_file_holds_the_learned_replies[{family.name}-full]",
     ],
     "merge": lambda family: [f"tests/families/test_merging.py::test_a_merged_model_equals_its_adapter[{family.name}]"],
+    "graph": lambda family: [
+        f"tests/models/steps/test_steps.py::{test}[{family.name}]"
+        for test in ("test_a_step_gives_the_logits_of_the_layers", "test_the_traced_step_computes_the_same")
+    ],
+    "onnx": lambda family: [f"tests/export/test_onnx_graph.py::test_every_family_is_written[{family.name}]"],
     "hf_in": read_from_hugging_face,
     "hf_out": written_for_hugging_face,
     "gguf": lambda family: [

@@ -103,8 +103,8 @@ def read_adapter(path: str | Path) -> Adapter:
             )
         if (path / "adapter_config.json").is_file():
             raise ModelDirectoryError(
-                f"lora_path: {path} is an adapter of Hugging Face PEFT (adapter_config.json); only adapters of "
-                f"PaddleNLP ({CONFIG_FILE}) can be merged. Merge it with PEFT and import the merged model."
+                f"lora_path: {path} is an adapter of Hugging Face PEFT (adapter_config.json). Turn it into one that is "
+                f"read here: paddlesft import-peft {path} NEW_DIR."
             )
         raise ModelDirectoryError(f"lora_path: {path} is no LoRA directory: it has no {CONFIG_FILE}. Found: {found}.")
     try:

@@ -3,6 +3,7 @@
     paddlesft export --model_name_or_path DIR --output_path OUT                   a graph for paddle.inference
     paddlesft export --model_name_or_path DIR --output_path OUT --format onnx     a graph for ONNX Runtime
     paddlesft export --model_name_or_path DIR --output_path OUT --format hf       a directory for transformers
+    paddlesft export --lora_path ADAPTER --output_path OUT --format peft          a LoRA adapter for PEFT
 
 A graph is the whole model for one call over a key/value cache: prompts and single tokens, any number of rows, any
 length. Adapters and quantized directories are exported too. The written graph is then read back and has to say what the
@@ -45,7 +46,9 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"output_path is missing. {EXAMPLE}")
     if config.model_name_or_path is None and config.lora_path is None and config.prefix_path is None:
         raise ConfigError(f"model_name_or_path is missing: no model is named. {EXAMPLE}")
-    return _export_hugging_face(config) if config.format == "hf" else _export_graph(config)
+    if config.format in ("hf", "peft"):
+        return _export_hugging_face(config) if config.format == "hf" else _export_peft(config)
+    return _export_graph(config)
 
 
 def _export_hugging_face(config: ExportConfig) -> int:
@@ -57,6 +60,29 @@ def _export_hugging_face(config: ExportConfig) -> int:
     from paddlesft.cli.export_hf import export_and_show
 
     return export_and_show(config.model_name_or_path, config.output_path, config.overwrite)
+
+
+def _export_peft(config: ExportConfig) -> int:
+    from rich.console import Console
+
+    from paddlesft.checkpoints.peft_adapters import export_peft
+    from paddlesft.inference.loading import adapter_kind
+
+    adapter, base = config.lora_path, config.model_name_or_path
+    if adapter is None and base is not None and adapter_kind(Path(base)) == "lora":
+        adapter, base = base, None
+    if adapter is None or config.prefix_path is not None:
+        raise ConfigError(
+            "format: peft writes a LoRA adapter: name its directory with --lora_path. Prefix-Tuning adapters are kept "
+            "as keys and values here, which PEFT makes of an embedding: they cannot be written."
+        )
+    notes = export_peft(adapter, config.output_path, base, config.overwrite)
+    console = Console(highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"Note: {note}", markup=False)
+    console.print(f"Directory: {config.output_path}", markup=False)
+    console.print(f'Next, in Python: peft.PeftModel.from_pretrained(base, "{config.output_path}")', markup=False)
+    return 0
 
 
 def _export_graph(config: ExportConfig) -> int:

@@ -35,6 +35,7 @@ VERBS = {
     "export": ("paddlesft.cli.export", "write a model as a static graph, or in another tool's format, and prove it"),
     "benchmark": ("paddlesft.cli.benchmark", "measure how fast a model or an exported graph is on this machine"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),
+    "import-peft": ("paddlesft.cli.import_peft", "turn a LoRA adapter of Hugging Face PEFT into one that is read here"),
     "export-hf": ("paddlesft.cli.export_hf", "write a model directory in Hugging Face's layout"),
 }
 

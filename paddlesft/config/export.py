@@ -29,10 +29,10 @@ class ExportConfig:
     output_path: str | None = field(
         None, "New directory for what is exported. Required; inputs are never changed.", aliases=("output_dir",)
     )
-    format: Literal["paddle", "onnx", "hf"] = field(
+    format: Literal["paddle", "onnx", "hf", "peft"] = field(
         "paddle",
         "What is written. paddle: a static graph for paddle.inference; onnx: a graph for ONNX Runtime; hf: a model "
-        "directory for transformers.",
+        "directory for transformers; peft: the LoRA adapter of lora_path, for PEFT.",
     )
     onnx_compute: Literal["exact", "fast"] = field(
         "exact",

@@ -1,5 +1,5 @@
 """Keys of the verbs that work on finished directories: predict, chat, merge-lora, merge-shards, split-shards,
-import-gguf, export-hf, dequantize.
+import-gguf, import-peft, export-hf, dequantize.
 
 ``PredictConfig`` keeps the names, defaults and meanings of PaddleNLP's predictor, so its commands can be pasted.
 """
@@ -195,6 +195,17 @@ class ImportGgufConfig:
 
 
 @dataclass
+class ImportPeftConfig:
+    """Import PEFT"""
+
+    model_name_or_path: str | None = field(
+        None, "The model that the adapter was trained on: directory, hub name, or embedded:smollm2. Unset: the adapter "
+        "names it."
+    )  # fmt: skip
+    overwrite: bool = field(False, "Replace the directory when it has content.", aliases=("force",))
+
+
+@dataclass
 class ExportHfConfig:
     """Export to Hugging Face"""
 
@@ -219,6 +230,7 @@ VERB_GROUPS: dict[str, type] = {
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
     "import-gguf": ImportGgufConfig,
+    "import-peft": ImportPeftConfig,
     "export-hf": ExportHfConfig,
     "dequantize": DequantizeConfig,
 }

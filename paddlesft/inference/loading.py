@@ -234,6 +234,8 @@ def check_adapter(adapter: Path, kind: str) -> None:
     other = adapter_kind(adapter)
     if other is not None:
         advice = f"it holds a {other} adapter: give it as {other}_path"
+    elif (adapter / "adapter_config.json").is_file():
+        advice = f"it is an adapter of Hugging Face PEFT: paddlesft import-peft {adapter} NEW_DIR makes one for here"
     elif (adapter / "config.json").is_file():
         advice = "it holds a complete model: give it as model_name_or_path"
     else:

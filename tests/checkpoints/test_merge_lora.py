@@ -220,7 +220,7 @@ def test_adapter_directory_errors(base: Path, adapter: Path, tmp_path: Path) -> 
     refused(tmp_path / "empty", r"holds a Prefix-Tuning adapter, .* paddlesft chat --prefix_path")
     (tmp_path / "empty" / "prefix_config.json").unlink()
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    refused(tmp_path / "empty", r"adapter of Hugging Face PEFT .* Merge it with PEFT and import the merged model")
+    refused(tmp_path / "empty", r"adapter of Hugging Face PEFT .* Turn it into one .*: paddlesft import-peft")
 
     copy = tmp_path / "copy"
     shutil.copytree(adapter, copy)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import paddle
 
-from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
+from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves, tables
 from paddlesft.models.steps.step import DecoderStep, attention, gelu, heads
 
 
@@ -32,8 +32,7 @@ class ChatGLMStep(DecoderStep):
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
         hidden = self.body.transformer.word_embeddings(input_ids)
         angle = [angles(part.squeeze(1), self.frequencies) for part in paddle.split(position_ids, 2, axis=1)]
-        angle = paddle.stack([paddle.concat([one, one], axis=-1) for one in angle])  # [2, b, 1, s, d / 2]
-        return hidden, (bias, paddle.cos(angle).astype(hidden.dtype), paddle.sin(angle).astype(hidden.dtype))
+        return hidden, (bias, *tables(paddle.stack(angle), hidden.dtype))  # [2, b, 1, s, d / 2]
 
     def layer(
         self,

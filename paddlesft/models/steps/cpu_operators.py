@@ -47,6 +47,9 @@ def rms_norm(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
     """Apply a norm ``x / sqrt(mean(x²) + variance_epsilon) * weight`` to [b, s, e]."""
     if not serves(x) or has_hooks(layer):
         return layer(x)
+    if x.shape[1] == 1:
+        squares = _C_ops.scale(_C_ops.matmul(x, x, False, True), 1.0 / x.shape[2], layer.variance_epsilon, True)
+        return _C_ops.multiply(_C_ops.multiply(x, _C_ops.rsqrt(squares)), layer.weight)
     rows = x.reshape([-1, x.shape[-1]])
     scale = _C_ops.rsqrt(primitives.row_means(_C_ops.square(rows)) + layer.variance_epsilon)
     multiply = primitives.broadcast_multiply if rows.shape[0] >= MANY_ROWS else _C_ops.multiply

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 
+from paddlesft.models.family import Family
 from paddlesft.models.hooked_call import call_with_hooks
 from paddlesft.models.steps.step import DecoderStep, attention, gelu, heads
 
@@ -53,13 +55,18 @@ class LearnedPositionsStep(DecoderStep):
 class GPTStep(LearnedPositionsStep):
     """One call of a GPT-2 or GPT-3 model."""
 
+    @classmethod
+    def refusal(cls, config: Any, family: Family) -> str:
+        if config.hidden_activation != "gelu":  # PaddleNLP passes it approximate=True, which others do not take
+            return f"hidden_activation: {config.hidden_activation}, but PaddleNLP's GPT can only run gelu"
+        return super().refusal(config, family)
+
     def start(
         self, input_ids: paddle.Tensor, position_ids: paddle.Tensor, bias: paddle.Tensor
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
         return self.body.embeddings(input_ids=input_ids, position_ids=position_ids), (bias,)
 
     def activated(self, layer: paddle.nn.Layer, hidden: paddle.Tensor) -> paddle.Tensor:
-        # PaddleNLP passes approximate=True to whatever the config names, which only gelu takes
         return gelu(hidden, tanh_form=True)
 
     def finish(self, hidden: paddle.Tensor) -> paddle.Tensor:

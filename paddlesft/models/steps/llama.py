@@ -9,7 +9,7 @@ import paddle
 
 from paddlesft.models.family import Family
 from paddlesft.models.steps.cpu_operators import few_logits, linear, rms_norm, silu
-from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
+from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves, tables
 from paddlesft.models.steps.step import DecoderStep, attention, for_groups, gelu, heads
 from paddlesft.quirks import gemma_activation
 
@@ -37,10 +37,8 @@ class LlamaStep(DecoderStep):
         self, input_ids: paddle.Tensor, position_ids: paddle.Tensor, bias: paddle.Tensor
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
         hidden = self.embedded(input_ids)
-        angle = angles(position_ids, self.frequencies)
-        angle = paddle.concat([angle, angle], axis=-1)
         bias = for_groups(bias, self.group)
-        return hidden, (bias, paddle.cos(angle).astype(hidden.dtype), paddle.sin(angle).astype(hidden.dtype))
+        return hidden, (bias, *tables(angles(position_ids, self.frequencies), hidden.dtype))
 
     def embedded(self, input_ids: paddle.Tensor) -> paddle.Tensor:
         """Return what the first layer is given, [b, s, e]."""
@@ -56,22 +54,23 @@ class LlamaStep(DecoderStep):
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         bias, cos, sin = shared
         attn, n, d = layer.self_attn, past_keys.shape[1], past_keys.shape[3]
-        queries, keys, values = self.projected(attn, self.normed(layer.input_layernorm, hidden), n, d)
-        queries, keys = rotate_halves(queries, cos, sin), rotate_halves(keys, cos, sin)
+        mixed, values = self.projected(attn, self.normed(layer.input_layernorm, hidden), n, d)
+        queries, keys = paddle.split(rotate_halves(mixed, cos, sin), [n * self.group, n], axis=1)
         hidden = hidden + linear(attn.o_proj, attention(queries, keys, values, past_keys, past_values, bias))
         return hidden + self.gated(layer.mlp, self.normed(layer.post_attention_layernorm, hidden)), keys, values
 
     def projected(
         self, attn: paddle.nn.Layer, normed: paddle.Tensor, n: int, d: int
-    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Return queries [b, h, s, d], keys and values [b, n, s, d]."""
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Return queries and keys, [b, h + n, s, d], and values [b, n, s, d]."""
         if not getattr(attn, "fuse_attention_qkv", False):
             queries, keys, values = (linear(part, normed) for part in (attn.q_proj, attn.k_proj, attn.v_proj))
-            return heads(queries, n * self.group, d), heads(keys, n, d), heads(values, n, d)
+            return heads(paddle.concat([queries, keys], axis=-1), n * (self.group + 1), d), heads(values, n, d)
         # for each key/value head: its queries, its key, its value
         mixed = linear(attn.qkv_proj, normed).reshape([0, 0, n, (self.group + 2) * d])
         queries, keys, values = paddle.split(mixed, [self.group * d, d, d], axis=-1)
-        return heads(queries, n * self.group, d), keys.transpose([0, 2, 1, 3]), values.transpose([0, 2, 1, 3])
+        queries, keys = heads(queries, n * self.group, d), keys.transpose([0, 2, 1, 3])
+        return paddle.concat([queries, keys], axis=1), values.transpose([0, 2, 1, 3])
 
     def gated(self, mlp: paddle.nn.Layer, normed: paddle.Tensor) -> paddle.Tensor:
         """Apply the MLP; paddle2onnx has no swiglu, so that the product is written out."""

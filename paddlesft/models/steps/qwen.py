@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import paddle
 import paddle.nn.functional as F
 
-from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves
+from paddlesft.models.steps.rotary import angles, frequencies_of, rotate_halves, tables
 from paddlesft.models.steps.step import DecoderStep, attention, heads
 
 
@@ -26,9 +26,7 @@ class QWenStep(DecoderStep):
         self, input_ids: paddle.Tensor, position_ids: paddle.Tensor, bias: paddle.Tensor
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
         hidden = self.body.wte(input_ids)
-        angle = angles(position_ids, self.frequencies)
-        angle = paddle.concat([angle, angle], axis=-1)
-        return hidden, (bias, paddle.cos(angle).astype(hidden.dtype), paddle.sin(angle).astype(hidden.dtype))
+        return hidden, (bias, *tables(angles(position_ids, self.frequencies), hidden.dtype))
 
     def layer(
         self,

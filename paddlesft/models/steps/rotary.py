@@ -18,16 +18,30 @@ def angles(position_ids: paddle.Tensor, frequencies: paddle.Tensor) -> paddle.Te
     return (position_ids.astype("float32").unsqueeze(-1) * frequencies).unsqueeze(1)
 
 
+def tables(angle: paddle.Tensor, dtype: str | paddle.dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Return what ``rotate_halves`` is given.
+
+    Args:
+        angle: float32 [..., s, r / 2].
+        dtype: of the numbers that are rotated.
+
+    Returns:
+        [..., s, r] each: the cosines twice over; the sines, those of first numbers with their sign.
+    """
+    cos, sin = paddle.cos(angle), paddle.sin(angle)
+    return paddle.concat([cos, cos], axis=-1).astype(dtype), paddle.concat([-sin, sin], axis=-1).astype(dtype)
+
+
 def rotate_halves(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
     """Rotate pairs whose second number stands half a head behind the first.
 
     Args:
         x: [b, h, s, r].
-        cos: [b, 1, s, r], the cosines twice over.
+        cos: [b, 1, s, r], see ``tables``.
         sin: [b, 1, s, r], likewise.
     """
     first, second = paddle.split(x, 2, axis=-1)
-    return x * cos + paddle.concat([-second, first], axis=-1) * sin
+    return x * cos + paddle.concat([second, first], axis=-1) * sin
 
 
 def rotate_pairs(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:

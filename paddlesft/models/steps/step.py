@@ -216,13 +216,26 @@ def attention(
     at_hand = paddle.in_dynamic_mode()  # asked first: while a graph is traced, sizes are tensors and become branches
     m = past_keys.shape[2] if at_hand else paddle.shape(past_keys)[2]
     if at_hand and m == 0:
-        found = matmul(biased_softmax(scores.astype("float32"), bias).astype(values.dtype), values)
+        found = matmul(_weights(scores, bias), values)
     else:
         scores = paddle.concat([matmul(together, past_keys, transpose_y=True), scores], axis=-1)
-        weights = biased_softmax(scores.astype("float32"), bias).astype(values.dtype)
-        found = matmul(weights[:, :, :, :m], past_values) + matmul(weights[:, :, :, m:], values)
+        weights = _weights(scores, bias)
+        if at_hand:
+            past, new = paddle.split(weights, [m, -1], axis=-1)
+        else:
+            past, new = weights[:, :, :, :m], weights[:, :, :, m:]
+        found = matmul(past, past_values) + matmul(new, values)
     # back to [b, s, h * d]: a head's queries are s rows of its group's
+    if at_hand and queries.shape[2] == 1:
+        return found.reshape([0, 1, h * d])
     return found.reshape([0, h, -1, d]).transpose([0, 2, 1, 3]).reshape([0, 0, h * d])
+
+
+def _weights(scores: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+    """Return the softmax of scores and bias, computed in float32, in the scores' own type."""
+    if scores.dtype == paddle.float32:
+        return biased_softmax(scores, bias)
+    return biased_softmax(scores.astype("float32"), bias).astype(scores.dtype)
 
 
 def for_groups(bias: paddle.Tensor, group: int) -> paddle.Tensor:
@@ -268,4 +281,6 @@ def step_of(model: paddle.nn.Layer) -> DecoderStep:
 
 def heads(x: paddle.Tensor, count: int, size: int) -> paddle.Tensor:
     """Split [b, s, count * size] into [b, count, s, size]."""
+    if paddle.in_dynamic_mode() and x.shape[1] == 1:
+        return x.reshape([0, count, 1, size])
     return x.reshape([0, 0, count, size]).transpose([0, 2, 1, 3])

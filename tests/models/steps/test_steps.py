@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paddlesft.errors import DataError, UserError
 from paddlesft.export.static_graph import write_static_graph
+from paddlesft.inference import cached_runner
+from paddlesft.inference.cached_runner import CachedRunner
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.paddle_graph import PaddleGraph
 from paddlesft.inference.runners import runner_of
@@ -18,23 +21,32 @@ from paddlesft.models.families import FAMILIES, family_named
 from paddlesft.models.graph_directory import write_record
 from paddlesft.models.steps import step_of, step_refusal
 from paddlesft.models.steps.inputs import CausalInputs, Row, SlidingWindowInputs
+from tests.inference.adapters import with_lora
 from tests.models.decoders import blank_filling_models, proofs
-from tests.models.steps.proofs import difference
+from tests.models.steps.proofs import difference, logits_of, prompts_of
 
 NAMES = [family.name for family in FAMILIES]
+LLAMA3_SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8,
+}  # fmt: skip
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"fuse_attention_qkv": True, "fuse_attention_ffn": True, "num_key_value_heads": 2}),
     ("llama", {"rope_scaling_type": "linear", "rope_scaling_factor": 2.0}),
     ("llama", {"rope_scaling_type": "ntk", "rope_scaling_factor": 2.0}),
+    ("llama", {"rope_scaling": LLAMA3_SCALING}),
+    ("llama", {"max_position_embeddings": 8}),  # PaddleNLP's table ends there
     ("qwen2", {"num_key_value_heads": 1}),
     ("gemma", {"head_dim": 32, "num_key_value_heads": 1}),
     ("gemma", {"hidden_activation": "gelu"}),
     ("mistral", {"sliding_window": 5, "num_key_value_heads": 2}),
+    ("bloom", {"n_head": 6, "hidden_size": 96}),  # slopes of no power of two
     ("bloom", {"apply_residual_connection_post_layernorm": True}),
     ("gpt", {"normalize_before": False}),
     ("gpt", {"fuse_attention_qkv": True}),
     ("opt", {"normalize_before": False}),
     ("opt", {"fuse_attention_qkv": True}),
+    ("opt", {"word_embed_proj_dim": 32}),
     ("qwen", {"fuse_attention_ffn": True}),
     ("chatglm_v2", {"apply_residual_connection_post_layernorm": True}),
 ]
@@ -68,6 +80,22 @@ def test_a_step_sees_a_tuned_prefix(name: str) -> None:
     assert difference(tuned) < 1e-5
     assert EagerModel(tuned).prefix.shape[2] == 3
     assert EagerModel(plain).prefix is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_takes_prompts_in_pieces_behind_a_prefix_and_with_adapters(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_runner, "SCORES_BYTES", 1)
+    monkeypatch.setattr(cached_runner, "SHORTEST_PIECE", 4)
+    window = {"sliding_window": 6} if name == "mistral" else {}
+    assert difference(proofs.with_prefix(small(name, **window))) < 1e-5
+    model = small(name, **window)
+    before = logits_of(CachedRunner(EagerModel(model)), prompts_of(model, 9), steps=0)[0]
+    tuned = with_lora(model)
+    assert difference(tuned) < 1e-5
+    after = logits_of(CachedRunner(EagerModel(tuned)), prompts_of(model, 9), steps=0)[0]
+    assert np.abs(after - before).max() > 1e-2
 
 
 @pytest.mark.parametrize(("name", "entries"), VARIANTS, ids=lambda value: str(value))
@@ -118,12 +146,12 @@ def test_the_prompt_of_a_blank_filling_model_is_seen_in_both_directions() -> Non
         inputs([Row([5, 6])], [[5, 6]], columns=1)
 
 
-
 @pytest.mark.parametrize(
     ("name", "entries", "reason"),
     [
         ("llama", {"rope_scaling_type": "dynamic_ntk", "rope_scaling_factor": 2.0}, "depend on the length of the row"),
         ("llama", {"alibi": True}, "alibi: true"),
+        ("gpt", {"hidden_activation": "relu"}, "can only run gelu"),
     ],
 )
 def test_what_a_step_cannot_do_is_run_by_the_layers_themselves(name: str, entries: dict[str, Any], reason: str) -> None:

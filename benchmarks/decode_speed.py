@@ -82,6 +82,7 @@ def routes() -> list[Route]:
             Route(eager, ours, name),
             Route(f"PaddleSFT Paddle graph, {name}", ours, f"{name}-paddle", (), eager),
             Route(f"PaddleSFT ONNX graph, {name}", ours, f"{name}-onnx", (), eager),
+            Route(f"PaddleSFT ONNX graph, {name}, fast", ours, f"{name}-onnx-fast"),
         ]
     return [*found, Route("llama.cpp Q8_0", "decode_llama_cpp.py", "Q8_0.gguf")]
 
@@ -141,7 +142,7 @@ def make_artifacts(place: Path, wanted: set[str]) -> dict[str, str]:
 
     Args:
         place: directory for all of them.
-        wanted: names: ``float32``, ``int8``, ``int4``, each also with ``-paddle`` and ``-onnx``; ``hf``; ``KIND.gguf``.
+        wanted: names: ``float32``, ``int8``, ``int4``, each also with ``-paddle``, ``-onnx`` and ``-onnx-fast``; ``hf``; ``KIND.gguf``.
 
     Returns:
         What went wrong, by name.
@@ -180,7 +181,8 @@ def make_artifacts(place: Path, wanted: set[str]) -> dict[str, str]:
     then = {
         name: [
             *verb, "export", "--model_name_or_path", str(place / name.partition("-")[0]), "--output_path",
-            str(place / name), "--format", name.partition("-")[2], "--check_tokens", "8",
+            str(place / name), "--format", name.split("-")[1], "--check_tokens", "8",
+            "--onnx_compute", "fast" if name.endswith("-fast") else "exact",
         ]
         for name in wanted
         if "-" in name

@@ -142,7 +142,8 @@ def make_artifacts(place: Path, wanted: set[str]) -> dict[str, str]:
 
     Args:
         place: directory for all of them.
-        wanted: names: ``float32``, ``int8``, ``int4``, each also with ``-paddle``, ``-onnx`` and ``-onnx-fast``; ``hf``; ``KIND.gguf``.
+        wanted: names: ``float32``, ``int8``, ``int4``, each also with ``-paddle``, ``-onnx`` and ``-onnx-fast``;
+            ``hf``; ``KIND.gguf``.
 
     Returns:
         What went wrong, by name.

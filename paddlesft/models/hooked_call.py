@@ -23,6 +23,7 @@ def forward_replaced(layer: paddle.nn.Layer, compute: Callable[..., Any]) -> Ite
         del vars(layer)["forward"]
 
 
+@paddle.jit.not_to_static  # or tracing warns of the context manager; what is computed is traced either way
 def call_with_hooks(layer: paddle.nn.Layer, compute: Callable[..., Any], *inputs: Any) -> Any:
     """Call a layer as if ``compute`` were its forward pass.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def test_a_step_follows_the_switches_of_a_config(name: str, entries: dict[str, A
 @pytest.mark.parametrize("name", NAMES)
 def test_the_traced_step_computes_the_same(name: str, model: Callable[[str], Any], tmp_path: Path) -> None:
     like = EagerModel(model(name), proofs.PADDING)
-    write_record(write_static_graph(model(name), tmp_path), tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r"(?i).*dy2static|.*branches")
+        write_record(write_static_graph(model(name), tmp_path), tmp_path)
     graph = PaddleGraph(tmp_path, like.config, like.inputs, like.prefix)
     assert difference(model(name), graph) < 1e-5
     for parameter in model(name).parameters():  # as the model is, not as it will be

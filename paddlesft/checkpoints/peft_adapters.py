@@ -10,6 +10,7 @@ Shape legend: i inputs, o outputs of a layer, r rank.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,11 +26,13 @@ from paddlesft.errors import CheckpointError, ModelDirectoryError
 from paddlesft.inference.adapter_base import base_of, check_base
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_object
 from paddlesft.models.families import family_of
+from paddlesft.models.hf_layouts.layout import HEAD, Layout
 from paddlesft.models.hf_layouts.tensor_pairs import TensorPair
 from paddlesft.models.load import load_config
-from paddlesft.models.provenance import base_facts, fingerprint, write_provenance
+from paddlesft.models.provenance import fingerprint, write_provenance
+from paddlesft.models.quantized.directory import KEY as QUANTIZATION
 from paddlesft.models.resolve import resolve_model
-from paddlesft.models.stored import stored_weights
+from paddlesft.models.shapes import expected_shapes
 from paddlesft.models.weights import read_header
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -44,7 +47,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "trainable_token_indices": (None, "trained rows of the embedding"),
     "target_parameters": (None, "targets that are no layers (target_parameters)"),
     "alora_invocation_tokens": (None, "an adapter that is switched on by tokens"),
+    "use_qalora": (False, "QA-LoRA's grouped inputs"),
+    "arrow_config": (None, "Arrow's mixture of adapters"),
 }
+# Keys that are read here, or that change nothing once an adapter is trained.
+UNDERSTOOD = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_config", "megatron_core",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base weights
 
 
@@ -90,7 +103,7 @@ def export_peft(adapter: str | Path, output: str | Path, base: str | None = None
     config = load_config(directory)
     layout = family_of(config).hugging_face_layout()
     layout.hugging_face_config(config)  # refuses what transformers' model does not do
-    updates = joined(source, _pairs(layout.tensor_pairs(config.to_dict())))
+    updates = joined(source, _pairs(layout, config.to_dict()))
     rank, alpha = source.config["r"], source.config["lora_alpha"]
     ranks = {name: update.a.shape[1] for name, update in updates.items() if update.a.shape[1] != rank}
     named = source.base.get("name") or ""
@@ -132,11 +145,14 @@ def _alpha(source: Adapter, rank: int) -> float:
     return source.scaling * (math.sqrt(rank) if source.config.get("rslora") else rank)
 
 
-def _pairs(pairs: list[TensorPair]) -> dict[str, list[TensorPair]]:
-    """Sort the pairs of weights by Hugging Face's name of the layer; pieces in their order."""
+def _pairs(layout: Layout, config: Mapping[str, Any]) -> dict[str, list[TensorPair]]:
+    """Sort the decoder's pairs of weights by Hugging Face's name of the layer; pieces in their order.
+
+    The head and the embedding are left out: LoRA layers of ours stand in the decoder only.
+    """
     found: dict[str, list[TensorPair]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.part or 0):
-        if pair.hf.endswith(".weight"):
+    for pair in sorted(layout.tensor_pairs(config), key=lambda pair: pair.part or 0):
+        if pair.hf.endswith(".weight") and pair.hf not in (HEAD, layout.embedding):
             found.setdefault(pair.hf.removesuffix(".weight"), []).append(pair)
     return found
 
@@ -222,9 +238,10 @@ def import_peft(source: str | Path, output: str | Path, base: str | None = None,
         )
     directory = resolve_model(name)
     model_config = load_config(directory)
-    family = family_of(model_config)
-    layers = _pairs(family.hugging_face_layout().tensor_pairs(model_config.to_dict()))
-    shapes = {name: tensor.shape for name, tensor in stored_weights(directory).items()}
+    entries = model_config.to_dict()
+    layers = _pairs(family_of(model_config).hugging_face_layout(), entries)
+    # Not those of the files: a quantized directory stores codes.
+    shapes = expected_shapes({key: value for key, value in entries.items() if key != QUANTIZATION})
     updates = cut(read_peft_updates(source, config), layers, shapes, source)
     rslora, alpha = bool(config.get("use_rslora")), config["lora_alpha"]
     rank = max(update.a.shape[1] for update in updates.values())
@@ -249,8 +266,10 @@ def import_peft(source: str | Path, output: str | Path, base: str | None = None,
         if any((source / file).is_file() for file in TOKENIZER_FILES):
             copy_tokenizer(source, scratch)
         facts = {"name": str(source), "format": "peft"}
+        # No fingerprint: PEFT does not say which weights it saw, and nothing here can tell.
+        base_named = {"name": str(name), "path": str(directory.resolve())}
         write_provenance(
-            scratch, kind="lora", source=facts, base=base_facts(directory, str(name)), fingerprint=fingerprint(scratch)
+            scratch, kind="adapter", source=facts, base=base_named, dtype="float32", fingerprint=fingerprint(scratch)
         )
     return Path(output)
 
@@ -273,6 +292,12 @@ def read_peft_config(source: Path) -> dict[str, Any]:
         )
     wrong = [text for key, (off, text) in REFUSED.items() if config.get(key) not in (off, None, [], {})]
     begun = str(config.get("init_lora_weights")).lower()
+    known = REFUSED.keys() | UNDERSTOOD
+    wrong += [
+        f"{key}: {json.dumps(value)} (a key that is not known here)"
+        for key, value in config.items()
+        if key not in known and value not in (None, False, [], {})
+    ]
     wrong += [f"{begun}, which has changed the base weights too" for way in CHANGED_BASE if begun.startswith(way)]
     if wrong:
         raise CheckpointError(

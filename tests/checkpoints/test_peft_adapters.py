@@ -15,11 +15,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddlesft.checkpoints.adapter import read_adapter
+from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.checkpoints.peft_adapters import export_peft, import_peft
 from paddlesft.errors import CheckpointError, ModelDirectoryError
-from paddlesft.models import load_model, write_hugging_face
+from paddlesft.inference.adapter_base import base_of
+from paddlesft.inference.loading import load_for_inference
+from paddlesft.models import load_model, read_provenance, write_hugging_face
 from paddlesft.models.decoders import decoder_of
 from paddlesft.tuning.lora import load_lora
+from tests.tiny_quantized import write_quantized
 
 ALL = "all-linear"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(10, 200, [2, 12])
 BOUND = 1e-5  # of the largest logit
+HEAD_SIZES = {"A": [4, 64], "B": [256, 4]}
 
 
 class Made:
@@ -127,6 +132,8 @@ def test_one_fused_update_becomes_three_and_one_again(made: Made) -> None:
         ({"peft_type": "IA3"}, r"peft_type is IA3; LORA can be imported"),
         ({"use_dora": True, "bias": "all"}, r"holds DoRA's magnitudes; trained biases, which LoRA here does not know"),
         ({"init_lora_weights": "pissa_niter_4"}, r"pissa_niter_4, which has changed the base weights too"),
+        ({"use_qalora": True, "arrow_config": {"top_k": 1}}, r"holds QA-LoRA's grouped inputs; Arrow's mixture of ada"),
+        ({"use_tomorrow": True}, r"holds use_tomorrow: true \(a key that is not known here\), which LoRA here"),
         ({"r": "8"}, r"r is '8' and lora_alpha 8; r is a number above 0"),
         ({"base_model_name_or_path": None}, r"names no base\. Give the model it was trained on: --model_name_or_path"),
     ],
@@ -154,6 +161,10 @@ def test_other_weights_and_bases_are_refused(made: Made, tmp_path: Path) -> None
         CheckpointError, match=r"was not trained on this base: 1 layers have other sizes .*q_proj is for"
     ):
         import_peft(source, tmp_path / "out", str(made.bases["llama"]))
+    head = {f"base_model.model.lm_head.lora_{part}.weight": np.zeros(size, "f4") for part, size in HEAD_SIZES.items()}
+    save_file({**tensors, **head}, source / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"updates 1 layers that can have none here \(first: lm_head\): only the"):
+        import_peft(source, tmp_path / "out", str(made.bases["llama"]))
     save_file(
         {**tensors, "base_model.model.lm_head.weight": np.zeros([2, 2], "f4")}, source / "adapter_model.safetensors"
     )
@@ -162,6 +173,27 @@ def test_other_weights_and_bases_are_refused(made: Made, tmp_path: Path) -> None
     (source / "adapter_model.safetensors").rename(source / "adapter_model.bin")
     with pytest.raises(ModelDirectoryError, match=r"adapter_model\.bin is a pickle of torch, which is not read here"):
         import_peft(source, tmp_path / "out", str(made.bases["llama"]))
+
+
+def test_an_import_says_what_it_was_told_and_no_more(made: Made, tmp_path: Path) -> None:
+    """PEFT names its base and not its weights: nothing has compared them, so nothing may say that they match."""
+    ours, base = made.out / "ours" / "llama", made.bases["llama"]
+    facts = read_provenance(ours)
+    assert facts["kind"] == "adapter" and facts["base"] == {"name": str(base), "path": str(base.resolve())}
+    assert base_of(ours) == base
+    report = merge_lora(None, ours, tmp_path / "merged")
+    assert (report.base_check, report.base) == ("unknown", base)
+    assert any("has no fingerprint of its base" in notice for notice in report.notices)
+    assert load_for_inference(None, ours).directory == base
+
+
+def test_the_base_may_be_a_quantized_directory(made: Made, tmp_path: Path) -> None:
+    quantized = write_quantized(tmp_path / "int4", made.bases["llama"], "int4")
+    import_peft(made.out / "made" / "llama", tmp_path / "ours", str(quantized))
+    wanted, found = read_adapter(made.out / "ours" / "llama"), read_adapter(tmp_path / "ours")
+    assert found.updated == wanted.updated and found.base["path"] == str(quantized)
+    loaded = load_for_inference(None, tmp_path / "ours")
+    assert loaded.base.formats.startswith("int4")
 
 
 def test_weights_trained_as_a_whole_are_not_written(made: Made, tmp_path: Path) -> None:

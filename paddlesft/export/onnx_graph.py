@@ -10,12 +10,10 @@ and scales that they are, and there are two ways to compute with them:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,43 +104,51 @@ def convert(traced: WeightsAsInputs) -> Any:
             program = save_program(traced, traced.specs(), path)
         finally:
             traced.restore()
-        said: list[str] = []
-        try:
-            with _held_back(said):
-                made = paddle2onnx.export(
-                    str(path.with_name(program)), str(path.with_name("step.pdiparams")), None, opset_version=OPSET,
-                    auto_upgrade_opset=False, verbose=False, enable_onnx_checker=False, optimize_tool="None",
-                )  # fmt: skip
-            return onnx.load_from_string(made)
-        except Exception as error:  # where converting failed, ``made`` has no value
-            raise PaddleSFTError(
-                f"paddle2onnx {paddle2onnx.__version__} cannot convert this model of the family "
-                f"{traced.step.decoder.family.name}: {' '.join(said)[-600:] or error}. paddlesft export --format "
-                "paddle writes a graph for paddle.inference."
-            ) from error
+        made, said = _in_own_process(path.with_name(program))
+    if made is None:
+        raise PaddleSFTError(
+            f"paddle2onnx {paddle2onnx.__version__} cannot convert this model of the family "
+            f"{traced.step.decoder.family.name}: {said}. paddlesft export --format paddle writes a graph for "
+            "paddle.inference."
+        )
+    return onnx.load_from_string(made)
 
 
-@contextlib.contextmanager
-def _held_back(said: list[str]) -> Iterator[None]:
-    """Collect the lines that paddle2onnx's compiled part prints, so that they are shown only where they explain."""
+def _in_own_process(program: Path) -> tuple[bytes | None, str]:
+    """Convert a program in a copy of this process: paddle2onnx aborts where an operator has no counterpart.
+
+    Args:
+        program: its file; other files are written beside it.
+
+    Returns:
+        The ONNX model, None where there is none; and the last of what was printed meanwhile.
+    """
+    printed, result = program.with_name("printed"), program.with_name("result")
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    with tempfile.TemporaryFile() as held:
-        for number in (1, 2):
-            os.dup2(held.fileno(), number)
-        try:
-            yield
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:  # verbose: else the operators are not named
+            with printed.open("wb") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            paddle.disable_signal_handler()  # its report of an abort would stand last
+            made = paddle2onnx.export(
+                str(program), str(program.with_name("step.pdiparams")), None, opset_version=OPSET,
+                auto_upgrade_opset=False, verbose=True, enable_onnx_checker=False, optimize_tool="None",
+            )  # fmt: skip
+            result.write_bytes(made)
+            code = 0
+        except BaseException as error:  # whatever it is, the copy must not run what stands behind this
+            os.write(2, f"{error}\n".encode())
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), kept):
-                os.dup2(copy, number)
-                os.close(copy)
-            held.seek(0)
-            said.extend(line for line in held.read().decode("utf-8", "replace").splitlines() if line.strip())
-    for line in said:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    said = printed.read_text(encoding="utf-8", errors="replace") if printed.is_file() else ""
+    for line in filter(str.strip, said.splitlines()):
         logger.debug("%s", line)
+    return result.read_bytes() if status == 0 else None, " ".join(said.split())[-600:].rstrip(".")
 
 
 def bypass_identities(graph: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import onnx
 import paddle
 import pytest
+from paddle import nn
+from paddle.static import InputSpec
 
 from paddlesft.errors import EnvironmentProblem, PaddleSFTError, UserError
 from paddlesft.export import onnx_graph
 from paddlesft.export.check import ROUNDED_ACTIVATIONS, CheckReport, Prompt, check_graph
 from paddlesft.export.onnx_graph import FAST, write_onnx_graph
 from paddlesft.export.onnx_weights import block_size, in_blocks
+from paddlesft.export.static_graph import save_program
 from paddlesft.inference.graph_loading import open_graph
 from paddlesft.models import load_model
 from paddlesft.models.decoders import decoder_of
@@ -109,10 +113,10 @@ def from_blocks(codes: np.ndarray, scales: np.ndarray, layer: QuantizedLinear) -
 @pytest.mark.parametrize(
     ("how", "inputs", "block"),
     [
-        (WeightFormat("int8"), 200, 128),
-        (WeightFormat("int4"), 33, 128),
+        (WeightFormat("int8"), 200, 32),
+        (WeightFormat("int4"), 33, 32),
         (WeightFormat("int4", 96), 200, 32),
-        (WeightFormat("int8", 64, True, 5), 130, 64),
+        (WeightFormat("int8", 64, True, 5), 130, 32),
         (WeightFormat("int8", 24), 96, None),
     ],
 )
@@ -157,14 +161,25 @@ def test_other_types_and_missing_operators_are_refused(
     with pytest.raises(UserError, match="The model's type is bfloat16; ONNX graphs are written in float32"):
         write_onnx_graph(model, tmp_path)
     monkeypatch.undo()
-    said = "os.write(2, b'[Paddle2ONNX] swiglu is unknown\\n')"
-    monkeypatch.setattr(onnx_graph.paddle2onnx, "export", lambda *files, **how: exec(f"import os; {said}"))
     before = model(paddle.to_tensor([[5, 6]]))[0].numpy()
+    words = b"[Paddle2ONNX] swiglu is unknown\n"
+    monkeypatch.setattr(onnx_graph.paddle2onnx, "export", lambda *files, **how: os.write(2, words) and None)
     with pytest.raises(PaddleSFTError, match=r"cannot convert this model of the family llama.*swiglu") as caught:
         write_onnx_graph(model, tmp_path)
     assert not isinstance(caught.value, UserError) and "paddlesft export --format paddle" in str(caught.value)
     assert np.array_equal(model(paddle.to_tensor([[5, 6]]))[0].numpy(), before)  # it has its weights back
     assert "Paddle2ONNX" not in "".join(capfd.readouterr())
+
+
+class Swiglu(nn.Layer):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return nn.functional.swiglu(x)
+
+
+def test_an_abort_of_paddle2onnx_does_not_end_this_process(tmp_path: Path) -> None:
+    program = save_program(Swiglu(), [InputSpec([None, 4], "float32")], tmp_path / "step")
+    made, said = onnx_graph._in_own_process(tmp_path / program)
+    assert made is None and "swiglu" in said, said
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ QUESTIONS = (
 NEW_TOKENS = 32
 # Rounding an activation to 8 bits may turn the smallest difference before it into a whole step, in every layer.
 ROUNDED_ACTIVATIONS = 5e-2
+# ONNX Runtime's products of codes round activations that the model in memory does not: seen 6.6 % (SmolLM2, int4).
+ROUNDED_BY_BLOCKS = 1e-1
 
 
 class GraphDiffers(PaddleSFTError):

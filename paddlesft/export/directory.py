@@ -15,12 +15,14 @@ from paddlenlp.peft import LoRAModel
 
 from paddlesft.checkpoints.verify import RELATIVE_BOUND, release
 from paddlesft.directories import new_directory
-from paddlesft.errors import ModelDirectoryError, UserError
+from paddlesft.errors import UserError
 from paddlesft.export.check import (
     NEW_TOKENS,
     ROUNDED_ACTIVATIONS,
+    ROUNDED_BY_BLOCKS,
     CheckReport,
     GraphDiffers,
+    Prompt,
     Reply,
     check_prompts,
     compare_with,
@@ -36,11 +38,11 @@ from paddlesft.inference.loading import (
 )
 from paddlesft.models.decoders import decoder_of
 from paddlesft.models.directory import copy_tokenizer
-from paddlesft.models.graph_directory import PREFIX_FILE, GraphRecord, graph_files, holds_graph, write_record
+from paddlesft.models.graph_directory import PREFIX_FILE, GraphRecord, graph_files, write_record
 from paddlesft.models.load import quiet_paddlenlp
 from paddlesft.models.provenance import base_facts, fingerprint, write_provenance
 from paddlesft.models.quantized.directory import quantized_layers
-from paddlesft.models.steps import step_of
+from paddlesft.models.steps import refuse_without_step, step_of
 
 WriteGraph = Callable[[paddle.nn.Layer, Path], GraphRecord]
 OnStage = Callable[[str], None]
@@ -100,8 +102,7 @@ def export_graph(
     refuse_inputs(output, loaded)
     refuse_without_step(model)
     on_stage(f"the model in memory answers the questions of the check, {new_tokens} tokens each")
-    context = loaded.context_length
-    prompts = check_prompts(loaded.renderer, None if context is None else context - new_tokens)
+    prompts = prompts_of_check(loaded, new_tokens)
     replies = replies_of(model, prompts, new_tokens)
     share = share_of(model)
     adapter = settle_adapter(loaded)
@@ -124,7 +125,7 @@ def export_graph(
         loaded.model = None
         release()
         on_stage("checking the written graph against the model")
-        share = max(share, ROUNDED_ACTIVATIONS) if record.rounds_activations else share
+        share = max(share, ROUNDED_BY_BLOCKS) if record.rounds_activations else share
         checked = check_directory(scratch, loaded, replies, share)
         write_provenance(scratch, **facts, fingerprint=fingerprint(scratch), checked=checked.facts())
     return ExportReport(output, record, checked, adapter, trace_seconds, time.perf_counter() - began)
@@ -140,14 +141,21 @@ def refuse_inputs(output: Path, loaded: Loaded) -> None:
             )
 
 
-def refuse_without_step(model: paddle.nn.Layer) -> None:
-    """Refuse a model of which no graph can be made."""
-    family = decoder_of(model).family
-    if family.step is None:
+def prompts_of_check(loaded: Loaded, new_tokens: int) -> list[Prompt]:
+    """Return the questions that fit into the model's context together with their replies.
+
+    Raises:
+        UserError: none does.
+    """
+    context = loaded.context_length
+    prompts = check_prompts(loaded.renderer, None if context is None else context - new_tokens)
+    shortest = len(prompts[0].ids)
+    if context is not None and shortest + new_tokens > context:
         raise UserError(
-            f"Models of the family {family.name} cannot be exported as a static graph: their decoding is not written "
-            "as one step. paddlesft predict --mode dynamic runs them; paddlesft models shows which can be exported."
+            f"check_tokens: found {new_tokens}; the shortest question of the check has {shortest} tokens, and "
+            f"{loaded.directory} holds {context} (context length of config.json). Allowed: 1 to {context - shortest}."
         )
+    return prompts
 
 
 def settle_adapter(loaded: Loaded) -> str:
@@ -236,12 +244,3 @@ def check_directory(directory: Path, loaded: Loaded, replies: list[Reply], share
     if wrong:
         raise GraphDiffers("The exported choice of tokens is not the library's:\n  - " + "\n  - ".join(wrong))
     return report
-
-
-def refuse_graph(directory: Path) -> None:
-    """Refuse to export what was exported already."""
-    if holds_graph(directory):
-        raise ModelDirectoryError(
-            f"{directory} holds a static graph already. Give the model directory that it was made from: "
-            "paddlesft.json names it (base)."
-        )

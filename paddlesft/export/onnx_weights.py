@@ -16,7 +16,7 @@ from paddlesft.models.quantized.linear import QuantizedLinear
 
 ALIGNMENT = 4096  # a page: ONNX Runtime maps what begins with one
 SMALL = 1024  # bytes that stay in the graph itself
-LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16  # inputs that share a scale in MatMulNBits
+LARGEST_BLOCK, SMALLEST_BLOCK = 32, 16  # inputs that share a scale in MatMulNBits; activations are rounded by them, too
 
 
 class WeightFile:

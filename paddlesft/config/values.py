@@ -175,7 +175,8 @@ def check_range(value: Any, spec: dataclasses.Field) -> None:
 def parse_text(text: str, tp: Any) -> Any:
     """Read a value given on the command line by the type of its key; ``check_type`` still has to accept it.
 
-    Text stays as it is where text is allowed. Booleans are true/false in any case. Lists are ``a,b`` or ``[a, b]``,
+    Text stays as it is where text is allowed. Booleans are true/false in any case, or 1/0, as PaddleNLP's documentation
+    writes them. Lists are ``a,b`` or ``[a, b]``,
     mappings ``{a: b}``. ``null`` and ``None`` mean nothing where nothing is allowed.
     """
     kinds = members(tp)
@@ -193,6 +194,8 @@ def parse_text(text: str, tp: Any) -> Any:
         return text
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if bool in kinds and int not in kinds and text in ("1", "0"):
+        return text == "1"
     if list in origins:
         inner = typing.get_args(kinds[origins.index(list)])[0]
         return [parse_text(part.strip(), inner) for part in text.split(",")]

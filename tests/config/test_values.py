@@ -118,6 +118,8 @@ def test_the_command_line_reads_lists_in_both_spellings(values: list[str]) -> No
         ("true", bool, True),
         ("False", bool, False),
         ("TRUE", bool | None, True),
+        ("1", bool, True),
+        ("0", bool | None, False),
         ("null", int | None, None),
         ("None", str | None, None),
         ("null", str, "null"),
@@ -141,7 +143,7 @@ def test_command_line_values(text: str, tp: object, value: object) -> None:
     ("text", "tp"),
     [
         ("yes", bool),
-        ("1", bool),
+        ("2", bool),
         ("null", int),
         ("1.5", int),
         ("true", int),

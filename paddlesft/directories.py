@@ -63,12 +63,7 @@ def refuse_taken(target: Path, overwrite: bool = False, switch: str = "--overwri
         UserError: ``target`` exists, is not an empty directory, and ``overwrite`` is false or cannot help; or a file
             stands where a directory above it is needed.
     """
-    above = next((place for place in target.absolute().parents if place.exists()), None)
-    if above is not None and not above.is_dir():
-        raise UserError(
-            f"Cannot write to {target}: {above} is a file, and a directory is needed there. Nothing was changed. "
-            "Choose a directory that does not lie below a file."
-        )
+    refuse_below_file(target)
     taken = target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir()))
     replaceable = overwrite and target.is_dir() and not target.is_symlink()
     if taken and not replaceable:
@@ -81,8 +76,23 @@ def refuse_taken(target: Path, overwrite: bool = False, switch: str = "--overwri
         )
 
 
+def refuse_below_file(target: Path) -> None:
+    """Refuse a place for a new file or directory that has a file above it.
+
+    Raises:
+        UserError: naming both.
+    """
+    above = next((place for place in target.absolute().parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(
+            f"Cannot write to {target}: {above} is a file, and a directory is needed there. Nothing was changed. "
+            "Choose a place that does not lie below a file."
+        )
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; the file appears complete or not at all."""
+    """Write a JSON object, and the directories above it; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     beside.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, path)

@@ -108,7 +108,7 @@ def test_a_file_in_the_way_of_a_parent_is_named(tmp_path: Path) -> None:
         raise AssertionError("the block must not be entered")
     assert str(caught.value) == (
         f"Cannot write to {tmp_path}/notes.txt/model: {tmp_path}/notes.txt is a file, and a directory is needed there. "
-        "Nothing was changed. Choose a directory that does not lie below a file."
+        "Nothing was changed. Choose a place that does not lie below a file."
     )
     assert leftovers(tmp_path, "notes.txt") == []
 

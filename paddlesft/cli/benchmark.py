@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
         0; errors are raised.
     """
     from paddlesft.config.benchmark import BenchmarkConfig
+    from paddlesft.directories import refuse_below_file
 
     if wants_help(argv):
         return show_help(__doc__, "benchmark", BenchmarkConfig)
@@ -43,8 +44,10 @@ def run(argv: list[str]) -> int:
     config = read_arguments("benchmark", BenchmarkConfig, argv)
     if config.model_name_or_path is None and config.lora_path is None and config.prefix_path is None:
         raise ConfigError(f"No model is named. {EXAMPLE}")
-    if config.output_file is not None and Path(config.output_file).is_dir():
-        raise ConfigError(f"output_file: {config.output_file} is a directory. Give the name of a file.")
+    if config.output_file is not None:
+        if Path(config.output_file).is_dir():
+            raise ConfigError(f"output_file: {config.output_file} is a directory. Give the name of a file.")
+        refuse_below_file(Path(config.output_file))
     return _benchmark(config, batch_sizes(config.batch_size))
 
 
@@ -76,7 +79,8 @@ def _benchmark(config: BenchmarkConfig, sizes: tuple[int, ...]) -> int:
         _use_threads(config.threads)
     from rich.console import Console
 
-    from paddlesft.inference.benchmark import Memory, Settings, run_benchmark, write_result
+    from paddlesft.directories import write_json
+    from paddlesft.inference.benchmark import Memory, Settings, run_benchmark
     from paddlesft.inference.device import use_device
     from paddlesft.inference.loading import load_for_inference
 
@@ -93,7 +97,7 @@ def _benchmark(config: BenchmarkConfig, sizes: tuple[int, ...]) -> int:
     )
     _show(console, result)
     if config.output_file is not None:
-        write_result(result, Path(config.output_file))
+        write_json(Path(config.output_file), result)
         console.print(f"Figures: {config.output_file}", markup=False)
     return 0
 

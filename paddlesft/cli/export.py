@@ -90,9 +90,10 @@ def _export_graph(config: ExportConfig) -> int:
 
     from paddlesft.cli.predict import about_quant_type
     from paddlesft.directories import refuse_taken
-    from paddlesft.export.directory import export_graph, refuse_graph
+    from paddlesft.export.directory import export_graph
     from paddlesft.inference.device import use_device
     from paddlesft.inference.loading import load_for_inference
+    from paddlesft.models.load import refuse_graph
 
     console = Console(highlight=False, soft_wrap=True)
     refuse_taken(Path(config.output_path), config.overwrite)

@@ -49,7 +49,10 @@ def check_output(config: PredictConfig) -> None:
 
     Raises:
         ConfigError: naming both.
+        UserError: a file stands where a directory is needed.
     """
+    from paddlesft.directories import refuse_below_file
+
     taken = {} if config.data_file is None else {Path(config.data_file).resolve(): "data_file"}
     for key in ("output_file", "speed_file"):
         name = getattr(config, key)
@@ -58,6 +61,7 @@ def check_output(config: PredictConfig) -> None:
         path = Path(name)
         if path.is_dir():
             raise ConfigError(f"{key}: {path} is a directory. Give the name of a file.")
+        refuse_below_file(path)
         other = taken.setdefault(path.resolve(), key)
         if other == "data_file":
             raise ConfigError(f"{key}: {path} is the data_file itself. Inputs are never changed: name another.")
@@ -158,9 +162,11 @@ def _predict(config: PredictConfig) -> int:
         console.print(f"{report.kept} of {report.rows} replies were there already and were kept.")
     if report.throughput.replies:
         _report_speed(console, config, loaded, device, report.throughput)
-        ended = report.finish_reasons["length"]
+        ended = report.finish_reasons["length"] - report.context_full
         if ended:
             console.print(f"Unfinished after {options.max_new_tokens} tokens (max_new_tokens): {ended}")
+        if report.context_full:
+            console.print(f"Unfinished at the model's context of {loaded.context_length} tokens: {report.context_full}")
     console.print(f"Replies: {config.output_file}", markup=False)
     return 0
 

@@ -27,13 +27,13 @@ from paddle.distributed import fleet
 
 from paddlesft.directories import new_directory
 from paddlesft.errors import UserError
-from paddlesft.export.check import NEW_TOKENS, check_prompts, compare_with, replies_of
+from paddlesft.export.check import NEW_TOKENS, compare_with, replies_of
 from paddlesft.export.directory import (
     ExportReport,
     OnStage,
+    prompts_of_check,
     provenance_of,
     refuse_inputs,
-    refuse_without_step,
     share_of,
     write_beside,
 )
@@ -45,7 +45,7 @@ from paddlesft.models.decoders.causal import tensor_parallel_group
 from paddlesft.models.families import family_of
 from paddlesft.models.graph_directory import GraphRecord, graph_files, write_record
 from paddlesft.models.provenance import fingerprint, write_provenance
-from paddlesft.models.steps import CacheShape
+from paddlesft.models.steps import CacheShape, refuse_without_step
 from paddlesft.models.steps.inputs import CausalInputs, StepInputs
 from paddlesft.parallel import gloo
 
@@ -115,8 +115,7 @@ def export_ranks(
     refuse_inputs(output, loaded)
     refuse_without_step(model)
     on_stage(f"the ranks answer the questions of the check, {new_tokens} tokens each")
-    context = loaded.context_length
-    prompts = check_prompts(loaded.renderer, None if context is None else context - new_tokens)
+    prompts = prompts_of_check(loaded, new_tokens)
     replies = replies_of(model, prompts, new_tokens)
     first = group.rank == 0
     with new_directory(output, overwrite) if first else contextlib.nullcontext() as own:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import platform
 import resource
@@ -317,14 +316,6 @@ def versions() -> dict[str, str]:
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["onnxruntime"] = metadata.version("onnxruntime")
     return found
-
-
-def write_result(result: Mapping[str, Any], path: Path) -> None:
-    """Write what ``run_benchmark`` returned; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 class Memory:

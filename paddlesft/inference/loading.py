@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,15 @@ from paddlesft.inference.graph_loading import open_graph, origin_of
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
 from paddlesft.models.graph_directory import holds_graph, read_record
-from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp
+from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp, usable_dtype
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.quantized.origin import in_words
 from paddlesft.models.resolve import find_model
 from paddlesft.models.tokenizers import load_tokenizer
 from paddlesft.tuning.lora import load_lora
 from paddlesft.tuning.prefix import load_prefix
+
+logger = logging.getLogger("paddlesft")
 
 Mode = Literal["dynamic", "static"]
 
@@ -173,7 +176,11 @@ def settle_graph(directory: Path, adapter: Path | None, dtype: str | None, preci
             f"{directory} holds a static graph, which takes no adapter ({adapter}). Export {model} with the adapter "
             "(paddlesft export --lora_path or --prefix_path), or give that model instead of the graph."
         )
-    if dtype is not None and dtype != record.dtype:
+    if dtype is not None and dtype != record.dtype and usable_dtype(dtype) == record.dtype:
+        logger.warning(
+            "%s: %s has no CPU kernels; the graph computes in %s, as it was exported.", directory, dtype, record.dtype
+        )
+    elif dtype is not None and dtype != record.dtype:
         raise ModelDirectoryError(
             f"dtype: found {dtype}, but {directory} holds a static graph of {record.dtype}. Leave dtype out, or export "
             f"{model} with --dtype {dtype}."

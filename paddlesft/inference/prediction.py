@@ -59,6 +59,7 @@ class PredictionReport:
         repaired: whether that run had left half a line, which was removed.
         shortened: prompts that were longer than allowed.
         finish_reasons: how many replies ended by "stop" and by "length", this run.
+        context_full: how many of the latter ended because the model's context was full.
         throughput: counts and speed of this run.
     """
 
@@ -67,6 +68,7 @@ class PredictionReport:
     repaired: bool = False
     shortened: int = 0
     finish_reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    context_full: int = 0
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
 
 
@@ -152,12 +154,17 @@ def predict_file(
             report.shortened += sum(prompt.shortened for prompt in prompts)
             replies = _timed(loaded, [prompt.ids for prompt in prompts], options, report.throughput, first_row=start)
             report.finish_reasons.update(reply.finish_reason for reply in replies)
+            report.context_full += sum(
+                reply.finish_reason == "length" and reply.num_tokens < options.max_new_tokens for reply in replies
+            )
             output.write({"src": row.src, "tgt": row.tgt, "output": reply.text} for row, reply in zip(batch, replies))
             if on_reply is not None:
                 for index, (row, reply) in enumerate(zip(batch, replies), start):
                     on_reply(index, row, reply)
     if report.shortened:
-        logger.warning("%d prompts had more than %d tokens; their beginning was left out.", report.shortened, limit)
+        what = "1 prompt" if report.shortened == 1 else f"{report.shortened} prompts"
+        why = "" if limit == src_length else f" (the model's context of {loaded.context_length} holds the reply, too)"
+        logger.warning("%s had more than %d tokens%s; the beginning was left out.", what, limit, why)
     return report
 
 

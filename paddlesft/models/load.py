@@ -260,7 +260,8 @@ def refuse_graph(directory: Path) -> None:
             f"{directory} holds a static graph, which predict, chat and benchmark run. Here a model is needed: give "
             f"{source + ', from which it was exported' if source else 'the directory from which it was exported'}."
         )
-    programs = sorted(path.name for path in directory.glob("*.pdmodel"))
+    # Paddle 3 names its programs *.json, as other files are; their weights have a name of their own
+    programs = sorted(path.name for end in ("*.pdmodel", "*.pdiparams") for path in directory.glob(end))
     if programs and not any(directory.glob("*.safetensors")) and not any(directory.glob("model_state*.pdparams")):
         raise ModelDirectoryError(
             f"{directory} holds a static graph that PaddleNLP exported ({programs[0]}) and no model. Such graphs are "

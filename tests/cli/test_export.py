@@ -63,7 +63,7 @@ def test_export_shows_what_it_proves_and_predict_takes_it(
     taken = run_here(*arguments)
     assert taken.returncode == 2 and "a directory that is not empty" in taken.stderr
     again = run_here("export", "--model_name_or_path", out, "--output_path", tmp_path / "again")
-    assert again.returncode == 2 and "holds a static graph already. Give the model directory" in again.stderr
+    assert again.returncode == 2 and f"Here a model is needed: give {model}" in again.stderr
 
 
 def test_a_graph_that_differs_ends_with_code_1(
@@ -93,6 +93,7 @@ def test_errors_are_messages(run_here: Callable, tiny_family: Callable[[str], Pa
         (["--model_name_or_path", model], "output_path is missing. Example: paddlesft export --model_name_or_path"),
         (["--output_path", out], "model_name_or_path is missing: no model is named. Example"),
         ([*named, "--format", "tflite"], 'format: found "tflite" (text); allowed: one of paddle, onnx, hf'),
+        ([*named, "--check_tokens", 5000], "check_tokens: found 5000; the shortest question of the check has "),
         ([*named, "--quant_type", "weight_only_int8"], "holds float weights, and predict quantizes nothing"),
         ([*named, "--output_path", model / "below"], "Inputs are never changed"),
         ([*named, "--format", "hf", "--lora_path", model], "Merge a LoRA adapter first: paddlesft merge-lora"),

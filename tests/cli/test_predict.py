@@ -144,13 +144,21 @@ def test_a_killed_run_is_continued_to_the_same_file(tiny_llama: Path, tmp_path: 
     assert path.read_bytes().count(b"\n") == 60
 
 
-@pytest.mark.parametrize("output, problem", [("rows.json", "is the data_file itself"), (".", "is a directory")])
+@pytest.mark.parametrize("key", ["output_file", "speed_file"])
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("rows.json", "is the data_file itself"),
+        (".", "is a directory"),
+        ("rows.json/o.json", "rows.json is a file, and a directory is needed there"),
+    ],
+)
 def test_an_output_that_would_destroy_something_is_refused(
-    output: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    key: str, output: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"src": "Hello"}\n')
-    arguments = ["--model_name_or_path", "nowhere", "--data_file", "rows.json", "--output_file", output, "--overwrite"]
+    arguments = ["--model_name_or_path", "nowhere", "--data_file", "rows.json", f"--{key}", output, "--overwrite"]
     assert predict(*arguments) == 2
     assert problem in capsys.readouterr().err
     assert (tmp_path / "rows.json").read_text() == '{"src": "Hello"}\n'

@@ -9,7 +9,6 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pytest
 from paddlesft.errors import UserError
 from paddlesft.export import directory as exporting
 from paddlesft.export.check import GraphDiffers
-from paddlesft.export.directory import export_graph, refuse_without_step
+from paddlesft.export.directory import export_graph
 from paddlesft.export.static_graph import write_static_graph
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.loading import Loaded, load_for_inference
@@ -130,13 +129,14 @@ def test_other_prompts_or_a_wrong_choice_are_faults(
     assert not (tmp_path / "g").exists()
 
 
-def test_inputs_are_not_changed_and_families_without_step_are_named(
-    tiny_family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_inputs_are_not_changed_and_models_without_step_are_refused_first(
+    tiny_family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_family("llama")
     with pytest.raises(UserError, match=r"lies in the directory of the model, .* Inputs are never changed"):
         export_graph(load_for_inference(base), base / "graph", write_static_graph)
-    family = SimpleNamespace(name="somebody's", step=None)
-    monkeypatch.setattr(exporting, "decoder_of", lambda model: SimpleNamespace(family=family))
-    with pytest.raises(UserError, match=r"family somebody's cannot be exported as a static graph: .*--mode dynamic"):
-        refuse_without_step(None)
+    loaded = load_for_inference(base)
+    loaded.model.config.alibi = True
+    monkeypatch.setattr(exporting, "replies_of", None)  # what takes long is not begun
+    with pytest.raises(UserError, match=r"\(family llama\): alibi: true.*--mode dynamic"):
+        export_graph(loaded, tmp_path / "g", write_static_graph)

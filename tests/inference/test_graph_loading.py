@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from paddlesft.errors import ModelDirectoryError, UserError
 from paddlesft.export.directory import export_graph
 from paddlesft.export.onnx_graph import write_onnx_graph
 from paddlesft.export.static_graph import write_static_graph
+from paddlesft.inference import loading
 from paddlesft.inference.chat import ChatSession
 from paddlesft.inference.graph_loading import open_graph
 from paddlesft.inference.loading import load_for_inference
@@ -81,7 +83,6 @@ def test_a_run_of_the_model_is_not_continued_with_its_graph(graphs: dict[str, Pa
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype: found bfloat16, but {graph} holds a static graph of float32. Leave dtype out"),
         ({"base_precision": "full"}, "base_precision: found full, but {graph} holds a static graph"),
         ({"mode": "dynamic"}, "mode: dynamic runs a model in memory, and {graph} holds a static graph. Give {model},"),
         ({"lora_path": "lora"}, "{graph} holds a static graph, which takes no adapter ({lora}). Export {model} with"),
@@ -98,6 +99,17 @@ def test_a_graph_is_what_it_was_when_it_was_written(
     with pytest.raises(ModelDirectoryError) as caught:
         load_for_inference(graph, **asked)
     assert message.format(graph=graph, model=tiny_llama, lora=lora) in str(caught.value)
+
+
+def test_a_type_without_cpu_kernels_is_as_good_as_none(
+    graphs: dict[str, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="paddlesft"):  # as PaddleNLP's documentation exports and predicts
+        assert load_for_inference(graphs["paddle"], dtype="float16").model.config.dtype == "float32"
+    assert f"{graphs['paddle']}: float16 has no CPU kernels; the graph computes in float32" in caplog.text
+    monkeypatch.setattr(loading, "usable_dtype", lambda wanted: wanted)  # a GPU
+    with pytest.raises(ModelDirectoryError, match=r"float16, but .* holds a static graph of float32\. Leave"):
+        load_for_inference(graphs["paddle"], dtype="float16")
 
 
 def test_mode_static_of_a_model_says_how_to_export_it(tiny_llama: Path) -> None:

@@ -145,15 +145,20 @@ def test_bad_rows_are_listed_before_anything_is_written(tmp_path: Path) -> None:
 def test_long_prompts_lose_their_beginning_and_are_counted(
     loaded: Loaded, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = rows_of_prompts(["short", "long " * 100])
+    rows = rows_of_prompts(["short", "long " * 300])
     with caplog.at_level(logging.WARNING, logger="paddlesft"):
         report = predict_file(loaded, rows, tmp_path / "o.json", SamplingOptions(max_new_tokens=2), src_length=40)
     assert report.shortened == 1
     assert report.throughput.prompt_tokens < 40 + 40
-    assert "1 prompts had more than 40 tokens; their beginning was left out." in caplog.text
+    assert "1 prompt had more than 40 tokens; the beginning was left out." in caplog.text
+    assert report.context_full == 0
     # the context of this model is 512: half of it is kept for the reply
-    report = predict_file(loaded, rows, tmp_path / "p.json", SamplingOptions(max_new_tokens=900), src_length=900)
+    options = SamplingOptions(max_new_tokens=900, min_new_tokens=900)
+    with caplog.at_level(logging.WARNING, logger="paddlesft"):
+        report = predict_file(loaded, rows, tmp_path / "p.json", options, batch_size=2, src_length=900)
     assert json.loads((tmp_path / "p.json.settings.json").read_text())["prompt_tokens"] == 256
+    assert "1 prompt had more than 256 tokens (the model's context of 512 holds the reply, too)" in caplog.text
+    assert (report.context_full, report.finish_reasons["length"]) == (2, 2)
 
 
 def test_the_benchmark_makes_every_reply_equally_long(loaded: Loaded) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from paddlesft.models.steps.step import CacheShape, DecoderStep, step_of, step_refusal
+from paddlesft.models.steps.step import CacheShape, DecoderStep, refuse_without_step, step_of, step_refusal
 
-__all__ = ["CacheShape", "DecoderStep", "step_of", "step_refusal"]
+__all__ = ["CacheShape", "DecoderStep", "refuse_without_step", "step_of", "step_refusal"]

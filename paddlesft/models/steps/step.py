@@ -266,16 +266,28 @@ def step_refusal(model: paddle.nn.Layer) -> str:
     return decoder.family.step_class().refusal(decoder.lm.config, decoder.family)
 
 
+def refuse_without_step(model: paddle.nn.Layer) -> None:
+    """Refuse a model, bare or inside LoRA and prefix wrappers, of which no graph can be made.
+
+    Raises:
+        UserError: naming its family and the reason, see ``step_refusal``.
+    """
+    refusal = step_refusal(model)
+    if refusal:
+        raise UserError(
+            f"There is no static graph of this model (family {decoder_of(model).family.name}): {refusal}. It runs in "
+            "memory only: paddlesft predict --mode dynamic. paddlesft models shows which families can be exported."
+        )
+
+
 def step_of(model: paddle.nn.Layer) -> DecoderStep:
     """Return the step of a model, bare or inside LoRA and prefix wrappers, by its family's row.
 
     Raises:
         ModelDirectoryError: the model's type is in no row of the family table.
-        UserError: it has no step, see ``step_refusal``.
+        UserError: it has no step, see ``refuse_without_step``.
     """
-    refusal = step_refusal(model)
-    if refusal:
-        raise UserError(f"There is no static graph of this model: {refusal}. It runs in memory (--mode dynamic) only.")
+    refuse_without_step(model)
     return decoder_of(model).family.step_class()(model)
 
 

@@ -186,7 +186,6 @@ def _report_speed(console: Any, config: PredictConfig, loaded: Loaded, device: s
         "batch_size": config.batch_size, "benchmark": config.benchmark,
     }  # fmt: skip
     path = Path(config.speed_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**run, **measured.facts()})
     console.print(f"Speed: {path}", markup=False)
 

@@ -43,7 +43,7 @@ def test_a_directory_is_measured(
         (["{dir}", "--batch_size", "0"], "batch_size: '0' found"),
         (["{dir}", "--new_tokens", 0], "new_tokens"),
         (["{dir}", "--output_file", "{dir}"], "is a directory. Give the name of a file."),
-        (["{dir}", "--output_file", __file__ + "/below.json"], "test_benchmark.py is a file, and a directory is needed"),
+        (["{dir}", "--output_file", __file__ + "/o.json"], "test_benchmark.py is a file, and a directory is needed"),
     ],
 )
 def test_bad_input_is_answered(arguments: list[object], said: str, tmp_path: Path, run_here: Run) -> None:

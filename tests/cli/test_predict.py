@@ -154,7 +154,12 @@ def test_a_killed_run_is_continued_to_the_same_file(tiny_llama: Path, tmp_path: 
     ],
 )
 def test_an_output_that_would_destroy_something_is_refused(
-    key: str, output: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    key: str,
+    output: str,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"src": "Hello"}\n')

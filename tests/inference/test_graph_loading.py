@@ -131,10 +131,12 @@ def test_what_needs_a_model_names_the_one_a_graph_was_made_from(
     )
 
 
-def test_a_graph_of_paddlenlp_is_explained(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("model.pdmodel",), ("model.pdiparams", "model.json")])
+def test_a_graph_of_paddlenlp_is_explained(names: tuple[str, ...], tiny_llama: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
-    (tmp_path / "old" / "model.pdmodel").write_bytes(b"")
-    with pytest.raises(ModelDirectoryError, match=r"static graph that PaddleNLP exported \(model.pdmodel\) and no m"):
+    for name in names:
+        (tmp_path / "old" / name).write_bytes(b"")
+    with pytest.raises(ModelDirectoryError, match=rf"graph that PaddleNLP exported \({names[0]}\) and no model"):
         load_for_inference(tmp_path / "old")
 
 

@@ -27,7 +27,7 @@ from paddle.distributed import fleet
 
 from paddlesft.directories import new_directory
 from paddlesft.errors import UserError
-from paddlesft.export.check import NEW_TOKENS, compare_with, replies_of
+from paddlesft.export.check import NEW_TOKENS, CheckReport, GraphDiffers, compare_with, replies_of
 from paddlesft.export.directory import (
     ExportReport,
     OnStage,
@@ -124,7 +124,7 @@ def export_ranks(
         start = time.perf_counter()
         record = write_rank_graph(model, directory)
         trace_seconds = time.perf_counter() - start
-        _meet()
+        _sum_over_ranks(0)  # all have written
         if first:
             record = replace(record, sampling=write_sampling(directory))
             files = graph_files(directory, record)
@@ -135,8 +135,7 @@ def export_ranks(
         on_stage("the ranks run what was written")
         inputs = family_of(model.config).step_inputs()(model.config.to_dict(), 0, loaded.pad_token_id)
         checked = compare_with(RankGraph(directory, record, model.config, inputs), replies, share_of(model))
-        checked.refuse_faults()
-        _meet()
+        refuse_faults_of_any(checked)
         if first:
             facts = provenance_of(loaded, name, "", record, chat_template)
             write_provenance(directory, **facts, fingerprint=fingerprint(directory), checked=checked.facts())
@@ -150,9 +149,26 @@ def _told_by_first(path: Path | None) -> Path:
     return Path(told[0])
 
 
-def _meet() -> None:
-    """Wait until all ranks are here."""
-    paddle.distributed.all_reduce(paddle.ones([1]), group=tensor_parallel_group())
+def refuse_faults_of_any(checked: CheckReport) -> None:
+    """Raise in every rank where one found a fault: none waits for others that have ended, and the first cleans up.
+
+    Raises:
+        GraphDiffers: naming this rank's faults, or saying that others have some.
+    """
+    wrong = _sum_over_ranks(bool(checked.faults))
+    checked.refuse_faults()
+    if wrong:
+        raise GraphDiffers(
+            f"The programs of {wrong} other ranks do not compute what the model in memory does; their logs name "
+            "prompts and positions. The export was not kept."
+        )
+
+
+def _sum_over_ranks(value: int) -> int:
+    """Wait until all ranks are here, and add their numbers."""
+    total = paddle.to_tensor([float(value)])
+    paddle.distributed.all_reduce(total, group=tensor_parallel_group())
+    return int(total)
 
 
 def rank_directory(directory: Path, rank: int) -> Path:

@@ -47,7 +47,7 @@ def open_graph(directory: str | Path, pad_token_id: int = 0) -> StepModel:
     if record.ranks > 1:
         raise ModelDirectoryError(
             f"{where}: the graph is divided among {record.ranks} ranks, and this command runs in one process. Export "
-            "the whole model: paddlesft export without tensor_parallel_degree."
+            "the whole model: paddlesft export without paddle.distributed.launch."
         )
     check_files(directory, record)
     prefix = read_prefix(directory, record)

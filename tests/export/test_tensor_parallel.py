@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from paddlesft.errors import UserError
-from paddlesft.export.tensor_parallel import rank_mapping, refuse_indivisible
+from paddlesft.export import tensor_parallel
+from paddlesft.export.check import CheckReport, GraphDiffers, PromptResult
+from paddlesft.export.tensor_parallel import rank_mapping, refuse_faults_of_any, refuse_indivisible
 from paddlesft.models.load import load_config
 from tests.parallel.ranks import REPO, launch_well
 
@@ -20,6 +22,13 @@ def test_mapping_names_the_ring_of_the_programs() -> None:
 def test_heads_that_ranks_cannot_share_are_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"key/value heads cannot be shared evenly among 3 ranks\. Start a number"):
         refuse_indivisible(load_config(tiny_llama), 3)
+
+
+@pytest.mark.parametrize(("fault", "said"), [("prompt X", "  - prompt X"), ("", "programs of 1 other ranks do not")])
+def test_a_fault_of_one_rank_ends_all(fault: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_parallel, "_sum_over_ranks", lambda own: own or 1)
+    with pytest.raises(GraphDiffers, match=said):
+        refuse_faults_of_any(CheckReport([PromptResult("X", 3, 4, 4, 0, 0.0, fault)], 1.0, 1.0))
 
 
 def test_two_ranks_export_and_run_their_programs(tiny_llama: Path, tmp_path: Path) -> None:

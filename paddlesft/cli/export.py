@@ -52,14 +52,16 @@ def run(argv: list[str]) -> int:
 
 
 def _export_hugging_face(config: ExportConfig) -> int:
-    if config.lora_path is not None or config.prefix_path is not None:
+    if config.prefix_path is not None:
         raise ConfigError(
-            "format: hf writes a whole model, and adapters are not part of one. Merge a LoRA adapter first: paddlesft "
-            "merge-lora."
+            "format: hf writes a model's weights, and a Prefix-Tuning adapter cannot be merged into them. --format "
+            "paddle and onnx export it beside a graph."
         )
     from paddlesft.cli.export_hf import export_and_show
 
-    return export_and_show(config.model_name_or_path, config.output_path, config.overwrite)
+    return export_and_show(
+        config.model_name_or_path, config.output_path, config.overwrite, config.lora_path, config.dtype
+    )
 
 
 def _export_peft(config: ExportConfig) -> int:
@@ -73,8 +75,9 @@ def _export_peft(config: ExportConfig) -> int:
         adapter, base = base, None
     if adapter is None or config.prefix_path is not None:
         raise ConfigError(
-            "format: peft writes a LoRA adapter: name its directory with --lora_path. Prefix-Tuning adapters are kept "
-            "as keys and values here, which PEFT makes of an embedding: they cannot be written."
+            "format: peft writes a LoRA adapter: name its directory with --lora_path. Prefix-Tuning adapters cannot be "
+            "written: PEFT counts its virtual tokens as positions, and those of this package take none, so that the "
+            "same keys and values would compute something else there."
         )
     notes = export_peft(adapter, config.output_path, base, config.overwrite)
     console = Console(highlight=False, soft_wrap=True)

@@ -40,7 +40,9 @@ class ExportConfig:
         "the codes when the graph is read; fast: with the codes, activations rounded to 8 bits for each block.",
     )
     lora_path: str | None = field(
-        None, "LoRA adapter directory: added to the graph's weights where those are floats, kept beside quantized ones."
+        None,
+        "LoRA adapter directory: added to the graph's weights where those are floats, kept beside quantized ones. hf: "
+        "merged on the way, with merge-lora's proof; peft: what is written.",
     )
     prefix_path: str | None = field(None, "Prefix-Tuning directory: its keys and values are stored beside the graph.")
     base_precision: Literal["quantized", "full"] | None = field(
@@ -49,7 +51,9 @@ class ExportConfig:
         "before they were rounded (full), with which it computes something else.",
     )
     dtype: DType | None = field(
-        None, "Type of the weights and of the cache. Unset: as the model directory says; on a CPU always float32."
+        None,
+        "Type of the weights and of the cache. Unset: as the model directory says; a graph made on a CPU always has "
+        "float32. hf: the weights are cast to it.",
     )
     device: str = field("auto", "Where the model is traced and checked: auto, cpu, gpu, gpu:1, ...")
     chat_template: str | None = field(None, "Template instead of the model's own: a built-in name or a path.")

@@ -96,7 +96,7 @@ def test_errors_are_messages(run_here: Callable, tiny_family: Callable[[str], Pa
         ([*named, "--check_tokens", 5000], "check_tokens: found 5000; the shortest question of the check has "),
         ([*named, "--quant_type", "weight_only_int8"], "holds float weights, and predict quantizes nothing"),
         ([*named, "--output_path", model / "below"], "Inputs are never changed"),
-        ([*named, "--format", "hf", "--lora_path", model], "Merge a LoRA adapter first: paddlesft merge-lora"),
+        ([*named, "--format", "hf", "--lora_path", model], "is no LoRA directory: it has no lora_config.json"),
     ):
         done = run_here("export", *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -69,7 +69,7 @@ def test_every_family_is_written(name: str, tiny_family: Callable[[str], Path], 
     assert stored <= sum(parameter.size for parameter in model.parameters()) + 2000  # tied weights stand there once
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "int4"])  # awq: int4 with scaled inputs
 def test_quantized_layers_are_written_as_their_codes(
     kind: str, tiny_family: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -85,7 +85,7 @@ def test_quantized_layers_are_written_as_their_codes(
     assert sum(int(np.prod(one.dims)) for one in integers) <= most * (1 if bits == 8 else 1.01)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "awq"])
+@pytest.mark.parametrize("kind", ["int8", "awq"])  # awq: int4 with scaled inputs
 def test_fast_graphs_hold_the_weights_bit_by_bit(kind: str, tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
     model = load_model(write_quantized(tmp_path / "q", tiny_family("qwen2"), kind))
     graph = written(model, tmp_path / "g", FAST)

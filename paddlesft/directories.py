@@ -90,6 +90,21 @@ def refuse_below_file(target: Path) -> None:
         )
 
 
+def refuse_inside(target: str | Path, *inputs: str | Path | None) -> None:
+    """Refuse a place for a new directory that is, or lies in, one of the directories it is made from.
+
+    Raises:
+        UserError: naming both.
+    """
+    for source in inputs:
+        if source is not None and Path(target).resolve().is_relative_to(Path(source).resolve()):
+            where = "is" if Path(target).resolve() == Path(source).resolve() else "lies in"
+            raise UserError(
+                f"Cannot write to {target}: it {where} the directory that is read, {source}. Inputs are never changed: "
+                "choose another directory."
+            )
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, and the directories above it; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlesft.directories import new_directory, write_json
+from paddlesft.directories import new_directory, refuse_inside, write_json
 from paddlesft.errors import UserError
 
 
@@ -120,3 +120,12 @@ def test_a_json_file_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
         write_json(path, {"broken": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": "模型", "steps": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.parametrize(("place", "where"), [("model", "is"), ("model/deeper/new", "lies in"), ("link", "is")])
+def test_a_directory_does_not_take_the_place_of_its_source(place: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    with pytest.raises(UserError, match=rf"Cannot write to \S+{place}: it {where} the directory that is read,"):
+        refuse_inside(tmp_path / place, None, tmp_path / "model")
+    refuse_inside(tmp_path / "model-new", tmp_path / "model")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from paddlesft.checkpoints.adapter import Adapter, read_adapter
-from paddlesft.directories import new_directory, write_json
+from paddlesft.directories import new_directory, refuse_inside, write_json
 from paddlesft.errors import CheckpointError, ModelDirectoryError
 from paddlesft.inference.adapter_base import base_of, check_base
 from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_object
@@ -93,6 +93,7 @@ def export_peft(adapter: str | Path, output: str | Path, base: str | None = None
         ModelDirectoryError: its base is not there, or of a family without Hugging Face layout.
     """
     source = read_adapter(adapter)
+    refuse_inside(output, adapter, base)
     if source.replaced:
         raise CheckpointError(
             f"{adapter} has trained {len(source.replaced)} weights as a whole (first: {source.replaced[0]}); PEFT's "
@@ -230,6 +231,7 @@ def import_peft(source: str | Path, output: str | Path, base: str | None = None,
         CheckpointError: it holds more than low-rank updates, or updates layers that the base does not have.
     """
     source = Path(source)
+    refuse_inside(output, source, base)
     config = read_peft_config(source)
     name = base or config.get("base_model_name_or_path")
     if not name:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from paddlesft.checkpoints.adapter import read_adapter
 from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.checkpoints.peft_adapters import export_peft, import_peft
-from paddlesft.errors import CheckpointError, ModelDirectoryError
+from paddlesft.errors import CheckpointError, ModelDirectoryError, UserError
 from paddlesft.inference.adapter_base import base_of
 from paddlesft.inference.loading import load_for_inference
 from paddlesft.models import load_model, read_provenance, write_hugging_face
@@ -202,6 +202,16 @@ def test_weights_trained_as_a_whole_are_not_written(made: Made, tmp_path: Path) 
     save_file({**tensors, "llama.norm.weight": np.ones(4, "f4")}, ours / "lora_model_state.safetensors")
     with pytest.raises(CheckpointError, match=r"has trained 1 weights as a whole \(first: llama\.norm\.weight\)"):
         export_peft(ours, tmp_path / "out")
+
+
+def test_inputs_are_not_replaced(made: Made) -> None:
+    theirs, ours, base = made.out / "made" / "llama", made.out / "ours" / "llama", str(made.bases["llama"])
+    for write, source in ((import_peft, theirs), (export_peft, ours)):
+        for output in (source, Path(base)):
+            with pytest.raises(UserError, match=f"{output}: it is the directory that is read"):
+                write(source, output, base, overwrite=True)
+    with pytest.raises(UserError, match=f"{base}: it is the directory that is read"):
+        write_hugging_face(base, base, overwrite=True)
 
 
 def test_the_verbs(made: Made, run_here: Callable, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ DType = Literal["float32", "bfloat16", "float16"]
 DecodeStrategy = Literal["sampling", "greedy_search"]
 
 
+_NO_KERNELS = "it belongs to PaddleNLP's fused kernels (paddlenlp_ops), which are not used here"
+
+
 def _strategy(do_sample: Any) -> Translation:
     if not isinstance(do_sample, bool):
         raise Untranslatable("allowed: true or false.")
@@ -101,6 +104,15 @@ class PredictConfig(_ReplyConfig):
     )
     model_type: str | None = field(
         None, "Kind of model.", no_effect="the model directory's config.json says what the model is"
+    )
+    block_attn: bool = field(False, "Cache in blocks.", no_effect=_NO_KERNELS)
+    block_size: int | None = field(None, "Size of those blocks.", no_effect=_NO_KERNELS)
+    append_attn: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
+    cachekv_int8_type: str | None = field(None, "Cache in 8 bits.", no_effect=_NO_KERNELS)
+    use_flash_attention: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
+    avx_model: bool = field(False, "Fused kernels for CPUs.", no_effect="paddlesft export --format onnx is for CPUs")
+    total_max_length: int | None = field(
+        None, "Longest prompt and reply.", no_effect="src_length and max_length bound prompt and reply"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlesft.directories import new_directory, write_json
+from paddlesft.directories import new_directory, refuse_inside, write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import copy_tokenizer, read_object
 from paddlesft.models.families import family_of
@@ -51,6 +51,7 @@ def write_hugging_face(
         ModelDirectoryError: the model's family cannot be converted, its weights are quantized, or they do not fit the
             config.
     """
+    refuse_inside(dst, src)
     src = paddle_directory(src)
     refuse_quantized(src, "for Hugging Face's layout")
     config = load_config(src)

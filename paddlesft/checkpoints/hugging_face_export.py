@@ -10,7 +10,7 @@ from paddlesft.checkpoints.adapter import read_adapter
 from paddlesft.checkpoints.merge_base import find_base
 from paddlesft.checkpoints.merge_lora import MergeReport, merge_lora
 from paddlesft.data.transformers_template import template_for_transformers
-from paddlesft.directories import refuse_taken
+from paddlesft.directories import refuse_inside, refuse_taken
 from paddlesft.errors import CheckpointError
 from paddlesft.models.hf_export import write_hugging_face
 from paddlesft.models.load import paddle_directory
@@ -58,6 +58,7 @@ def export_hugging_face(
     """
     target = Path(output)
     refuse_taken(target, overwrite)
+    refuse_inside(target, model, adapter)
     if adapter is None:
         return _write(resolve_model(model), target, dtype, overwrite)
     _refuse_quantized_base(adapter, model)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddlesft.checkpoints.adapter import read_adapter
+from paddlesft.checkpoints.hugging_face_export import export_hugging_face
 from paddlesft.checkpoints.merge_lora import merge_lora
 from paddlesft.checkpoints.peft_adapters import export_peft, import_peft
 from paddlesft.errors import CheckpointError, ModelDirectoryError, UserError
@@ -212,6 +213,8 @@ def test_inputs_are_not_replaced(made: Made) -> None:
                 write(source, output, base, overwrite=True)
     with pytest.raises(UserError, match=f"{base}: it is the directory that is read"):
         write_hugging_face(base, base, overwrite=True)
+    with pytest.raises(UserError, match=f"{ours}: it is the directory that is read"):
+        export_hugging_face(base, ours, ours, overwrite=True)
 
 
 def test_the_verbs(made: Made, run_here: Callable, tmp_path: Path) -> None:

@@ -82,12 +82,11 @@ def test_memory_is_counted_above_what_was_held_before() -> None:
     memory = Memory()
     begun = memory.now()  # near 0; below where the system took pages back meanwhile
     block = np.ones(200 << 17)  # 200 MiB
-    held = memory.now() - begun
+    assert memory.now() - begun > 150 << 20
     del block
-    assert held > 150 << 20
-    assert memory.most() - begun >= held
+    assert memory.most() - begun > 150 << 20  # Linux counts in batches of pages: not exactly what was held
     memory.start()
-    assert memory.most() - begun < held  # what was let go does not count again
+    assert memory.most() - begun < 100 << 20  # what was let go does not count again
 
 
 def test_known_cards_have_their_makers_figures(monkeypatch: pytest.MonkeyPatch) -> None:

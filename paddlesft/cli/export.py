@@ -175,8 +175,9 @@ def _show(console: Any, report: Any, asked: str | None) -> None:
     table.add_column("prompt", no_wrap=True)
     for name in ("tokens", "new, equal", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
+    word = "close" if record.rounds_activations else "ties"
     for one in checked.prompts:
-        ties = f" ({one.ties} ties)" if one.ties else ""
+        ties = f" ({one.ties} {word})" if one.ties else ""
         text = " ".join(one.text.split())
         table.add_row(
             text if len(text) <= 36 else f"{text[:33]}...", str(one.prompt_tokens),
@@ -188,7 +189,10 @@ def _show(console: Any, report: Any, asked: str | None) -> None:
         f"logits may differ by {checked.bound:.1e} (they reach {checked.largest_logit:.1f})"
     )
     if checked.ties:
-        console.print("A tie: both tokens are equally likely but for rounding; both go on with the model's.")
+        said = "A tie: both tokens are equally likely but for rounding"
+        if record.rounds_activations:
+            said = f"Close: the graph, which rounds activations, took another of the likely tokens {checked.ties} times"
+        console.print(f"{said}; both go on with the model's.")
     console.print(f"Exported in {report.seconds:.1f} s, {report.trace_seconds:.1f} s of it for tracing and writing")
     console.print(f"  program   {describe(record)}", markup=False)
     largest = sorted(record.sizes.items(), key=lambda item: -item[1])

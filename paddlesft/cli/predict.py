@@ -61,6 +61,8 @@ def check_output(config: PredictConfig) -> None:
         path = Path(name)
         if path.is_dir():
             raise ConfigError(f"{key}: {path} is a directory. Give the name of a file.")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{key}: {path} is a device or a pipe. Give the name of a file.")
         refuse_below_file(path)
         other = taken.setdefault(path.resolve(), key)
         if other == "data_file":

@@ -150,6 +150,7 @@ def test_a_killed_run_is_continued_to_the_same_file(tiny_llama: Path, tmp_path: 
     [
         ("rows.json", "is the data_file itself"),
         (".", "is a directory"),
+        ("/dev/null", "is a device or a pipe"),
         ("rows.json/o.json", "rows.json is a file, and a directory is needed there"),
     ],
 )

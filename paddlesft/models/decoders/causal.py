@@ -168,12 +168,18 @@ class CausalDecoder:
         head = self.head
         if hasattr(head, "decoder_weight"):
             return head.decoder_weight, True
-        return head.weight, _held(head) is _held(self.body.get_input_embeddings())
+        embedding = self.body.get_input_embeddings()
+        if paddle.in_dynamic_mode():
+            return head.weight, head.weight is embedding.weight
+        return head.weight, _held(head) is _held(embedding)
 
     @property
     def vocabulary_is_split(self) -> bool:
         """Whether the head of this rank knows a part of the vocabulary only (tensor parallelism)."""
-        return max(self.lm.config.tensor_parallel_degree, 1) > 1 and bool(_held(self.head).is_distributed)
+        return max(self.lm.config.tensor_parallel_degree, 1) > 1 and bool(self._own_matrix().is_distributed)
+
+    def _own_matrix(self) -> paddle.Tensor:
+        return self.head_matrix[0] if paddle.in_dynamic_mode() else _held(self.head)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Turn hidden states [b, s, h] into logits [b, s, v], of the whole vocabulary on every rank."""

@@ -13,7 +13,7 @@ from paddlesft.errors import UserError
 if TYPE_CHECKING:
     from paddlesft.models.family import Family
 
-WIDE = 120  # columns of a terminal from which on the table has room for names beside its marks
+WIDE = 100  # columns of a terminal from which on the table has room for models beside its marks
 
 EXAMPLES = """\
 examples:
@@ -92,18 +92,22 @@ def show_table(table: list[tuple[Family, dict[str, str]]]) -> None:
     from paddlesft.models.capabilities import CAPABILITIES, short_title
 
     console = Console()
-    narrow = console.width < WIDE
+    wide = console.width >= WIDE
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     grid.add_column("family", no_wrap=True)
-    grid.add_column("models", overflow="fold")
+    if wide:
+        grid.add_column("models", no_wrap=True)
     for capability in CAPABILITIES:
-        title = "\n".join(map(halves, capability.title.split())) if narrow else capability.title
-        grid.add_column(title, justify="center", no_wrap=True)
+        grid.add_column("\n".join(map(halves, capability.title.split())), justify="center", no_wrap=True)
     for family, refusals in table:
         marks = ["[dim]-[/]" if refusals[capability.key] else "[green]✓[/]" for capability in CAPABILITIES]
-        grid.add_row(family.name, short_title(family), *marks)
+        grid.add_row(family.name, *([short_title(family)] if wide else []), *marks)
     console.print(grid)
     console.print()
+    if not wide:
+        for family, _ in table:
+            console.print(f"{family.name:<12}{short_title(family)}", highlight=False)
+        console.print()
     console.print("✓ is proved by the tests. For a family and its reasons: paddlesft models NAME", highlight=False)
 
 

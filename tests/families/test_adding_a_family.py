@@ -91,7 +91,7 @@ def test_its_row_says_what_the_model_is(added: Family, run_of: Callable[[str, st
 
 def test_the_table_shows_what_it_claims(added: Family) -> None:
     refused = {c.key for c in CAPABILITIES if not c.offered(added)}
-    assert refused == {"hf_in", "hf_out", "gguf", "pipeline", "quantize", "qlora"}
+    assert refused == {"hf_in", "hf_out", "gguf", "pipeline", "quantize", "qlora", "graph", "onnx"}
 
 
 def test_the_workaround_is_still_needed() -> None:

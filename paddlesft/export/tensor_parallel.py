@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -133,7 +133,7 @@ def export_ranks(
             write_record(record, directory)
             write_beside(loaded, directory, chat_template)
         on_stage("the ranks run what was written")
-        inputs = family_of(model.config).step_inputs()(model.config.to_dict(), 0, loaded.pad_token_id)
+        inputs = family_of(model.config).step_inputs()(model.config.to_dict(), loaded.pad_token_id)
         checked = compare_with(RankGraph(directory, record, model.config, inputs), replies, share_of(model))
         refuse_faults_of_any(checked)
         if first:
@@ -230,7 +230,7 @@ class RankGraph:
     """
 
     cache_on_device = False
-    prefix = None
+    prefixes: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, directory: Path, record: GraphRecord, config: Any, inputs: CausalInputs) -> None:
         self.config, self.inputs = config, inputs

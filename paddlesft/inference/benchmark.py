@@ -241,8 +241,8 @@ def cost_of(loaded: Loaded) -> DecoderCost:
     if isinstance(model, paddle.nn.Layer):
         adapter = sum(int(p.size) for name, p in model.named_parameters() if "lora_" in name and len(p.shape) == 2)
         prefix = decoder_of(model).prefix_length
-    elif model.prefix is not None:
-        prefix = model.prefix.shape[2]
+    elif None in model.prefixes:
+        prefix = model.prefixes[None].shape[2]
     return decoder_cost(model.config.to_dict(), prefix, adapter)
 
 

@@ -22,7 +22,7 @@ SHORTEST_PIECE = 32  # tokens
 
 
 class CachedRunner:
-    """Holds the cache of one batch of replies.
+    """Holds the cache of a batch of replies, which may be of different age.
 
     Args:
         model: what computes.
@@ -30,8 +30,8 @@ class CachedRunner:
 
     def __init__(self, model: StepModel) -> None:
         self._model = model
-        self._cache = KeyValueCache(model.cache_shape, model.prefix, getattr(model, "cache_on_device", False))
-        self._rows: list[Row] = []
+        self._cache = KeyValueCache(model.cache_shape, getattr(model, "cache_on_device", False))
+        self.rows: list[Row] = []
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Any:
         """Run the prompts and fill the cache.
@@ -42,13 +42,47 @@ class CachedRunner:
         Returns:
             Logits [b, v] of each row's first new token.
         """
-        self._rows = [Row(prompt) for prompt in prompts]
-        self._cache.open(len(prompts))
-        longest = max(map(len, prompts))
-        size = longest if self._model.inputs.whole_prompts else self._piece(len(prompts), longest)
-        for start in range(0, longest, size):
-            logits = self._run([self._part(row, start, start + size) for row in self._rows])
+        self.begin([Row(prompt) for prompt in prompts])
+        while (logits := self.advance()) is None:
+            pass
         return logits
+
+    def begin(self, rows: Sequence[Row], known: Sequence[Any] | None = None) -> None:
+        """Forget what was there and take rows whose prompts ``advance`` runs.
+
+        Args:
+            rows: with ``prompt`` and ``adapter``; the rest is set here.
+            known: for each row, keys and values [2 L, n, w, d] of the first tokens of its prompt, fewer than all and
+                behind the tuned prefix if it has one; None where nothing is known.
+        """
+        self.rows = list(rows)
+        self._cache.open(len(self.rows))
+        for index, row in enumerate(self.rows):
+            prefix = self._model.prefixes.get(row.adapter)
+            content = None if known is None else known[index]
+            row.prefix_length = 0 if prefix is None else prefix.shape[2]
+            row.length = 0 if content is None else content.shape[2] - row.prefix_length
+            content = prefix if content is None else content
+            if content is not None:
+                self._cache.reserve(len(self.rows), max(content.shape[2], self._cache.columns))
+                self._cache.fill(index, content)
+
+    def advance(self, most: int | None = None) -> Any:
+        """Run the next piece of the prompts.
+
+        Args:
+            most: tokens of a row in this piece; None: as many as memory allows. Models that need whole prompts run them
+                whole.
+
+        Returns:
+            Logits [b, v] of each row's first new token when the prompts have ended, None before.
+        """
+        left = max(len(row.prompt) - row.length for row in self.rows)
+        size = left
+        if not self._model.inputs.whole_prompts:
+            size = min(self._piece(len(self.rows), left), most or left)
+        logits = self._run([self._part(row, size) for row in self.rows])
+        return logits if size >= left else None
 
     def step(self, tokens: np.ndarray) -> Any:
         """Add one token to each row.
@@ -65,30 +99,38 @@ class CachedRunner:
         """Drop rows that are finished.
 
         Args:
-            indices: the rows that go on, in their new order; not empty.
+            indices: the rows that go on, in their new order.
         """
-        self._rows = [self._rows[i] for i in indices]
+        self.rows = [self.rows[i] for i in indices]
         self._cache.keep(indices)
+        self._cache.shrink(max((row.columns for row in self.rows), default=0) + 1)
 
-    def _piece(self, rows: int, longest: int) -> int:
+    def join(self, other: CachedRunner) -> None:
+        """Take the rows of another runner of the same model, behind those that are here; the other one has ended."""
+        self.rows += other.rows
+        self._cache.join(other._cache)
+
+    def keys_and_values(self, row: int, tokens: int) -> Any:
+        """Return a copy of what the cache holds of a row's prefix and first tokens, [2 L, n, w, d]."""
+        return self._cache.read(row, self.rows[row].prefix_length + tokens)
+
+    def _piece(self, rows: int, left: int) -> int:
         """Return how many tokens of each prompt run in one call."""
         heads = family_of(self._model.config).num_heads(self._model.config)
-        seen = self._cache.width + longest
-        return min(longest, max(SHORTEST_PIECE, SCORES_BYTES // (4 * rows * heads * seen)))
+        seen = max(row.columns for row in self.rows) + left
+        return min(left, max(SHORTEST_PIECE, SCORES_BYTES // (4 * rows * heads * seen)))
 
     @staticmethod
-    def _part(row: Row, start: int, end: int) -> Sequence[int]:
+    def _part(row: Row, size: int) -> Sequence[int]:
         """Return the tokens of a prompt's piece. A row that has ended runs its last token again, for its logits."""
-        if start < len(row.prompt):
-            return row.prompt[start:end]
-        row.length = len(row.prompt) - 1
-        return row.prompt[-1:]
+        row.length = min(row.length, len(row.prompt) - 1)
+        return row.prompt[row.length : row.length + size]
 
     def _run(self, tokens: Sequence[Sequence[int]]) -> Any:
-        rows, cache = self._rows, self._cache
-        starts, counts = [row.length for row in rows], [len(new) for new in tokens]
+        rows, cache = self.rows, self._cache
+        starts, counts = [row.columns for row in rows], [len(new) for new in tokens]
         logits, new = self._model(self._model.inputs(rows, tokens, cache.columns), cache)
-        cache.reserve(len(rows), cache.width + max(start + count for start, count in zip(starts, counts)))
+        cache.reserve(len(rows), max(start + count for start, count in zip(starts, counts)))
         cache.write(starts, counts, new)
         for row, count in zip(rows, counts):
             row.length += count

@@ -52,8 +52,7 @@ def open_graph(directory: str | Path, pad_token_id: int = 0) -> StepModel:
     check_files(directory, record)
     prefix = read_prefix(directory, record)
     config = load_config(directory)
-    width = 0 if prefix is None else prefix.shape[2]
-    inputs = family_of(config).step_inputs()(config.to_dict(), width, pad_token_id)
+    inputs = family_of(config).step_inputs()(config.to_dict(), pad_token_id)
     return OPENERS[record.format](directory, config, inputs, prefix)
 
 

@@ -3,7 +3,7 @@
 In main memory the block is a numpy array, which tensors and ONNX Runtime share without a copy. On a GPU, and in
 bfloat16, which numpy does not know, it is a tensor on paddle's device, written there by slices.
 
-Shape legend: L layers, b rows, n key/value heads, m columns, d size of one head, w columns of a tuned prefix.
+Shape legend: L layers, b rows, n key/value heads, m columns, d size of one head, w first columns of a row.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class KeyValueCache:
 
     Args:
         shape: of one column.
-        prefix: keys and values of a tuned prefix [2 L, n, w, d], which fill the first columns of every row; or None.
         on_device: the block is a tensor on the device that is set.
     """
 
-    def __init__(self, shape: CacheShape, prefix: np.ndarray | None = None, on_device: bool = False) -> None:
+    def __init__(self, shape: CacheShape, on_device: bool = False) -> None:
         self._shape, self._on_device = shape, on_device
-        self._prefix: Any = prefix
-        if prefix is not None and on_device:
-            self._prefix = paddle.to_tensor(prefix).astype(shape.dtype)
-        self.width = 0 if prefix is None else prefix.shape[2]
         self._memory: Any = None  # as many rows as there ever were
         self._rows = 0
         self._tensors: list[paddle.Tensor] | None = None
+
+    @property
+    def rows(self) -> int:
+        """b."""
+        return self._rows
 
     @property
     def columns(self) -> int:
@@ -51,13 +51,13 @@ class KeyValueCache:
         return self._memory[:, : self._rows]
 
     def open(self, rows: int) -> None:
-        """Begin with rows that hold a prefix at most: a single column, which nothing sees, without one."""
+        """Begin with rows of a single column, which holds nothing: a graph cannot do without one."""
         self._memory, self._rows = None, 0
-        self._grow(rows, max(self.width, 1))
+        self._grow(rows, 1)
         self._admit(rows)
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for ``rows`` rows of ``columns`` columns, the prefix included. What is there stays."""
+        """Make room for ``rows`` rows of ``columns`` columns. What is there stays."""
         capacity = 0 if self._memory is None else self._memory.shape[1]
         if rows > capacity or columns > self.columns:
             wide = columns > self.columns
@@ -74,18 +74,58 @@ class KeyValueCache:
         self._tensors = None
 
     def _admit(self, rows: int) -> None:
-        """Count rows up to ``rows``; new ones begin with the prefix."""
+        """Count rows up to ``rows``; new ones are empty."""
         if rows <= self._rows:
             return
-        if self._prefix is not None:
-            self._memory[:, self._rows : rows, :, : self.width] = self._prefix[:, None]
+        self._memory[:, self._rows : rows] = 0  # of rows that left, and 0 times NaN is NaN
         self._rows, self._tensors = rows, None
+
+    def fill(self, row: int, content: Any) -> None:
+        """Put keys and values, of a tuned prefix for instance, into the first columns of a row.
+
+        Args:
+            row: which.
+            content: [2 L, n, w, d]; there is room for them.
+        """
+        if self._on_device and not isinstance(content, paddle.Tensor):
+            content = paddle.to_tensor(content).astype(self._shape.dtype)
+        self._memory[:, row, :, : content.shape[2]] = content
+
+    def read(self, row: int, columns: int) -> Any:
+        """Return a copy of the first columns of a row, [2 L, n, w, d]."""
+        content = self._memory[:, row, :, :columns]
+        return content.clone() if self._on_device else content.copy()
+
+    def join(self, other: KeyValueCache) -> None:
+        """Put the rows of another cache behind those of this one; the other one is not to be used any more."""
+        if not self._rows:
+            self._memory, self._rows, self._tensors = other._memory, other._rows, other._tensors
+            return
+        first, capacity, wanted = self._rows, self._memory.shape[1], self._rows + other._rows
+        if wanted > capacity or other.columns > self.columns:
+            self._grow(max(2 * capacity, wanted) if wanted > capacity else capacity, max(self.columns, other.columns))
+        self._admit(wanted)
+        self._memory[:, first:wanted, :, : other.columns] = other.block
+
+    def shrink(self, columns: int) -> None:
+        """Give memory back when at most half of the columns are needed.
+
+        Args:
+            columns: that are filled, or will be soon.
+        """
+        wanted = -(-columns // COLUMNS) * COLUMNS
+        if not self._rows:
+            self._memory, self._tensors = None, None
+        elif 2 * wanted <= self.columns:
+            old, self._memory = self._memory[:, : self._rows, :, :wanted], None
+            self._memory = old.clone() if self._on_device else old.copy()
+            self._tensors = None
 
     def write(self, starts: Sequence[int], counts: Sequence[int], new: Any) -> None:
         """Put new tokens behind those that are there.
 
         Args:
-            starts: tokens that each row has already, the prefix not counted.
+            starts: columns that each row has filled already.
             counts: new tokens of each row.
             new: array or tensor [2 L, b, n, s, d]; padded on the right.
         """
@@ -94,11 +134,10 @@ class KeyValueCache:
         elif self._on_device:
             new = (new if isinstance(new, paddle.Tensor) else paddle.to_tensor(new)).astype(self._shape.dtype)
         if len(set(starts)) == len(set(counts)) == 1:
-            first = self.width + starts[0]
+            first = starts[0]
             self._memory[:, : len(starts), :, first : first + counts[0]] = new[:, :, :, : counts[0]]
             return
-        for row, (start, count) in enumerate(zip(starts, counts)):
-            first = self.width + start
+        for row, (first, count) in enumerate(zip(starts, counts)):
             self._memory[:, row, :, first : first + count] = new[:, row, :, :count]
 
     def keep(self, indices: Sequence[int]) -> None:

@@ -44,7 +44,8 @@ class OnnxGraph:
     def __init__(self, directory: Path, config: Any, inputs: CausalInputs, prefix: np.ndarray | None = None) -> None:
         onnxruntime = _imported()
         record = read_record(directory)
-        self.config, self.inputs, self.prefix = config, inputs, prefix
+        self.config, self.inputs = config, inputs
+        self.prefixes = {} if prefix is None else {None: prefix}
         self.cache_shape = CacheShape(record.num_layers, record.num_kv_heads, record.head_dim, record.dtype)
         check_files(directory, record)
         program = directory / record.program

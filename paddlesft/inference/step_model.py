@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,14 +20,15 @@ class StepModel(Protocol):
     Attributes:
         config: PaddleNLP's config of the model.
         cache_shape: what a column of the cache holds.
-        prefix: keys and values of a tuned prefix, [2 L, n, w, d]; None without one.
+        prefixes: keys and values of tuned prefixes, [2 L, n, w, d], by the adapter's name; None: of every row that
+            names no adapter.
         inputs: makes the arguments of a call.
         cache_on_device: whether the cache is a tensor of paddle on the device that is set, not an array.
     """
 
     config: Any
     cache_shape: CacheShape
-    prefix: np.ndarray | None
+    prefixes: Mapping[str | None, np.ndarray]
     inputs: CausalInputs
     cache_on_device: bool
 
@@ -45,9 +47,9 @@ class EagerModel:
         self.config = model.config
         self._step = step_of(model)
         self.cache_shape = self._step.cache_shape
-        self.prefix = self._step.prefix_cache()
-        width = 0 if self.prefix is None else self.prefix.shape[2]
-        self.inputs = self._step.decoder.family.step_inputs()(self.config.to_dict(), width, pad_token_id)
+        prefix = self._step.prefix_cache()
+        self.prefixes = {} if prefix is None else {None: prefix}
+        self.inputs = self._step.decoder.family.step_inputs()(self.config.to_dict(), pad_token_id)
 
         self.cache_on_device = self.cache_shape.dtype == "bfloat16" or not paddle.get_device().startswith("cpu")
         if not self.cache_on_device:

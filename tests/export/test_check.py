@@ -21,8 +21,8 @@ class Altered:
     """A step model whose logits are changed by ``change(logits, call)``."""
 
     def __init__(self, model: EagerModel, change: Any) -> None:
-        self.config, self.cache_shape, self.prefix, self.inputs = (
-            model.config, model.cache_shape, model.prefix, model.inputs,
+        self.config, self.cache_shape, self.prefixes, self.inputs = (
+            model.config, model.cache_shape, model.prefixes, model.inputs,
         )  # fmt: skip
         self._model, self._change, self._calls = model, change, 0
 

@@ -2,7 +2,7 @@
 
 Plain numpy, made from the content of config.json: a static graph is driven by the same code as a model in memory.
 
-Shape legend: b rows, s tokens of this call, m columns of the cache, w columns of a tuned prefix (the first ones).
+Shape legend: b rows, s tokens of this call, m columns of the cache, w columns of a row's tuned prefix (its first ones).
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ class Row:
     Attributes:
         prompt: its first tokens.
         length: how many of its tokens have been run: they are in the cache, behind the prefix.
+        prefix_length: w, columns of a tuned prefix; every token sees them, and they have no positions.
+        adapter: which of the model's adapters computes it, where the model holds several; None: the base.
     """
 
     prompt: Sequence[int]
     length: int = 0
+    prefix_length: int = 0
+    adapter: str | None = None
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache that are filled."""
+        return self.prefix_length + self.length
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class StepInputs:
         position_ids: int64 [b, s] or [b, 2, s].
         visible: bool [b, 1, s, m + s].
         last: int64 [b].
+        adapters: of each row, see ``Row.adapter``; graphs and models with one adapter do not read it.
     """
 
     input_ids: np.ndarray
     position_ids: np.ndarray
     visible: np.ndarray
     last: np.ndarray
+    adapters: tuple[str | None, ...] = ()
 
 
 class CausalInputs:
@@ -51,15 +62,13 @@ class CausalInputs:
 
     Args:
         config: the content of config.json.
-        prefix_length: w, columns of a tuned prefix; every token sees them, and they have no positions.
         pad_token_id: fills rows that are shorter than others; any valid id.
     """
 
     whole_prompts: ClassVar[bool] = False  # a prompt has to be run in one call
 
-    def __init__(self, config: Mapping[str, Any], prefix_length: int = 0, pad_token_id: int = 0) -> None:
+    def __init__(self, config: Mapping[str, Any], pad_token_id: int = 0) -> None:
         self.config = config
-        self.prefix_length = prefix_length
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], columns: int) -> StepInputs:
@@ -68,7 +77,7 @@ class CausalInputs:
         Args:
             rows: in the order of the cache.
             tokens: the next tokens of each, none empty. Their number may differ.
-            columns: m, at least the prefix and the longest row's ``length``.
+            columns: m, at least those of the row that fills most.
         """
         counts = np.array([len(new) for new in tokens])
         width = int(counts.max())
@@ -77,10 +86,12 @@ class CausalInputs:
         for index, new in enumerate(tokens):
             ids[index, : len(new)] = new
         visible = np.empty([len(rows), 1, width, columns + width], dtype=bool)
-        visible[:, 0, :, :columns] = (np.arange(columns) < self.prefix_length + starts[:, None])[:, None]
+        filled = np.array([row.columns for row in rows])
+        visible[:, 0, :, :columns] = (np.arange(columns) < filled[:, None])[:, None]
         visible[:, 0, :, columns:] = np.tril(np.ones([width, width], dtype=bool))
         self.restrict(visible[:, 0], rows, starts, columns)
-        return StepInputs(ids, self.positions(rows, tokens, starts, width), visible, counts - 1)
+        positions = self.positions(rows, tokens, starts, width)
+        return StepInputs(ids, positions, visible, counts - 1, tuple(row.adapter for row in rows))
 
     def positions(
         self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], starts: np.ndarray, width: int
@@ -108,10 +119,10 @@ class SlidingWindowInputs(CausalInputs):
         if not window or starts.max() + width <= window:
             return
         queries = starts[:, None] + np.arange(width)  # [b, s]
-        past = np.broadcast_to(np.arange(columns) - self.prefix_length, [len(rows), columns])
-        keys = np.concatenate([past, queries], axis=1)  # [b, m + s]
+        widths = np.array([row.prefix_length for row in rows])[:, None]
+        keys = np.concatenate([np.arange(columns) - widths, queries], axis=1)  # [b, m + s]
         near = keys[:, None] > queries[:, :, None] - window
-        near[:, :, : self.prefix_length] = True
+        near[:, :, :columns] |= (np.arange(columns) < widths)[:, None]
         visible &= near
 
 
@@ -125,8 +136,8 @@ class BlankFillingInputs(CausalInputs):
     whole_prompts = True
     marks_of: ClassVar[Callable[[Mapping[str, Any]], Marks]]
 
-    def __init__(self, config: Mapping[str, Any], prefix_length: int = 0, pad_token_id: int = 0) -> None:
-        super().__init__(config, prefix_length, pad_token_id)
+    def __init__(self, config: Mapping[str, Any], pad_token_id: int = 0) -> None:
+        super().__init__(config, pad_token_id)
         self.marks = type(self).marks_of(config)
 
     def positions(

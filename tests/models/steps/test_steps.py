@@ -79,8 +79,8 @@ def test_a_step_gives_the_logits_of_the_layers(name: str, model: Callable[[str],
 def test_a_step_sees_a_tuned_prefix(name: str) -> None:
     plain, tuned = small(name), proofs.with_prefix(small(name))
     assert difference(tuned) < 1e-5
-    assert EagerModel(tuned).prefix.shape[2] == 3
-    assert EagerModel(plain).prefix is None
+    assert EagerModel(tuned).prefixes[None].shape[2] == 3
+    assert EagerModel(plain).prefixes == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +110,7 @@ def test_the_traced_step_computes_the_same(name: str, model: Callable[[str], Any
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=r"(?i).*dy2static|.*branches")
         write_record(write_static_graph(model(name), tmp_path), tmp_path)
-    graph = PaddleGraph(tmp_path, like.config, like.inputs, like.prefix)
+    graph = PaddleGraph(tmp_path, like.config, like.inputs)
     assert difference(model(name), graph) < 1e-5
     for parameter in model(name).parameters():  # as the model is, not as it will be
         parameter.set_value(parameter + 1)
@@ -120,8 +120,8 @@ def test_the_traced_step_computes_the_same(name: str, model: Callable[[str], Any
 
 
 def test_rows_of_a_batch_see_themselves_only() -> None:
-    inputs = CausalInputs({}, prefix_length=2, pad_token_id=7)
-    made = inputs([Row([1, 2, 3], 0), Row([4, 5, 6, 8], 4)], [[1, 2, 3], [9]], columns=8)
+    inputs = CausalInputs({}, pad_token_id=7)
+    made = inputs([Row([1, 2, 3], 0, 2), Row([4, 5, 6, 8], 4, 2)], [[1, 2, 3], [9]], columns=8)
     assert made.input_ids.tolist() == [[1, 2, 3], [9, 7, 7]]
     assert made.position_ids.tolist() == [[0, 1, 2], [4, 4, 4]]
     assert made.last.tolist() == [2, 0]
@@ -131,8 +131,8 @@ def test_rows_of_a_batch_see_themselves_only() -> None:
 
 
 def test_a_window_ends_what_a_token_sees_but_not_the_prefix() -> None:
-    inputs = SlidingWindowInputs({"sliding_window": 3}, prefix_length=1)
-    made = inputs([Row([1] * 4, 4)], [[9, 9]], columns=6)
+    inputs = SlidingWindowInputs({"sliding_window": 3})
+    made = inputs([Row([1] * 4, 4, 1)], [[9, 9]], columns=6)
     assert made.visible[0, 0].astype(int).tolist() == [[1, 0, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 1, 0, 1, 1]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,30 +9,13 @@ from typing import Any
 import paddle
 
 from paddlesft.errors import UserError
+from paddlesft.inference.reply import Generated, GrowingReply, token_limits
 from paddlesft.inference.runners import runner_of
 from paddlesft.inference.sampling import RowSampler, Sampler, SamplingOptions
 from paddlesft.inference.step_model import StepModel
 from paddlesft.inference.streaming import TextStream
-from paddlesft.models.families import family_of
 
 OnToken = Callable[[int, int, str], None]
-
-
-@dataclasses.dataclass
-class Generated:
-    """One reply.
-
-    Attributes:
-        token_ids: the reply without the stop token that ended it.
-        finish_reason: "stop" (stop token or stop string) or "length" (``max_new_tokens`` or the model's context).
-        text: the reply's text up to the stop string; empty unless ``generate`` was given a tokenizer.
-        num_tokens: tokens generated, the stop token included.
-    """
-
-    token_ids: list[int]
-    finish_reason: str
-    text: str = ""
-    num_tokens: int = 0
 
 
 def generate(
@@ -71,13 +53,13 @@ def generate(
     """
     if not prompts:
         return []
-    limits = _token_limits(model.config, prompts, options)
+    limits = token_limits(model.config, prompts, options)
     if options.stop and tokenizer is None:
         raise UserError("Stop strings need the model's tokenizer: pass tokenizer=... to generate.")
     stop_ids = frozenset(stop_token_ids) | frozenset(options.stop_token_ids)
     rows = range(len(prompts)) if rows is None else rows
     replies = [
-        _Reply(index, limit, stop_ids, options, TextStream(tokenizer, options.stop) if tokenizer else None)
+        GrowingReply(index, limit, stop_ids, options, TextStream(tokenizer, options.stop) if tokenizer else None)
         for index, limit in enumerate(limits)
     ]
     sampler = Sampler([RowSampler(options, prompt, stop_ids, row) for prompt, row in zip(prompts, rows)])
@@ -101,64 +83,6 @@ def generate(
                 sampler.keep(going)
             logits = runner.step(tokens)
     return [reply.result() for reply in replies]
-
-
-class _Reply:
-    """A reply being written: decides when it is finished."""
-
-    def __init__(
-        self, index: int, limit: int, stop_ids: frozenset[int], options: SamplingOptions, stream: TextStream | None
-    ) -> None:
-        self.index = index
-        self.finish_reason: str | None = None
-        self._limit = limit
-        self._stop_ids = stop_ids
-        self._min_new_tokens = options.min_new_tokens
-        self._stream = stream
-        self._token_ids: list[int] = []
-        self._num_tokens = 0
-
-    def add(self, token: int) -> str:
-        """Take the next token; return the text that became certain."""
-        self._num_tokens += 1
-        may_stop = self._num_tokens >= self._min_new_tokens
-        text = ""
-        if token in self._stop_ids:  # the sampler does not choose one before min_new_tokens
-            self.finish_reason = "stop"
-        else:
-            self._token_ids.append(token)
-            if self._stream is not None:
-                text = self._stream.push(token, may_stop)
-            if self._num_tokens >= self._limit:
-                self.finish_reason = "length"
-        if self._stream is not None:
-            if self.finish_reason is not None:
-                text += self._stream.finish(may_stop)
-            if self._stream.stopped_by is not None:
-                self.finish_reason = "stop"
-        return text
-
-    def result(self) -> Generated:
-        text = self._stream.text if self._stream is not None else ""
-        return Generated(self._token_ids, self.finish_reason, text, self._num_tokens)
-
-
-def _token_limits(config: object, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[int]:
-    """Return how many tokens each reply may have; raise where a prompt cannot be answered at all."""
-    context = family_of(config).context_length(config)
-    problems = []
-    for index, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            problems.append(f"prompt {index} has no tokens; a reply needs at least one token to follow")
-        elif context is not None and len(prompt) >= context:
-            problems.append(
-                f"prompt {index} has {len(prompt)} tokens; the model's context holds {context}, the reply included"
-            )
-    if problems:
-        raise UserError(
-            "Cannot generate: " + "; ".join(problems[:20]) + ". Shorten the prompts (src_length cuts them)."
-        )
-    return [min(options.max_new_tokens, context - len(prompt) if context else 2**31) for prompt in prompts]
 
 
 @contextmanager

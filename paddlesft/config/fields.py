@@ -27,6 +27,7 @@ def field(
     no_effect: str | None = None,
     unbuilt: str | None = None,
     secret: bool = False,
+    repeatable: bool = False,
 ) -> Any:
     """Declare one config key.
 
@@ -40,6 +41,7 @@ def field(
         no_effect: why setting the key changes nothing here; shown to whoever sets it to something but its default.
         unbuilt: the capability the key belongs to and that this version does not have; asking for it is an error.
         secret: the value is never shown or saved.
+        repeatable: given several times on the command line, a list collects all that is given; else the last counts.
 
     Returns:
         A ``dataclasses.field``.
@@ -53,6 +55,7 @@ def field(
         "no_effect": no_effect,
         "unbuilt": unbuilt,
         "secret": secret,
+        "repeatable": repeatable,
     }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)

@@ -123,7 +123,7 @@ def read_arguments(
         reader.notices.append(f"{paths[0]}: there is no file of this name; {file} is read in its place.")
     document = read_document(file) if file is not None else []
     given = reader.canonical(_one_for_each_key(document, reader.problems))
-    overruling = reader.canonical(_last_for_each_key(command_line, reader.notices))
+    overruling = reader.canonical(_last_for_each_key(command_line, reader.repeatable, reader.notices))
     reader.check_overruled([item for key, item in given.items() if key in overruling])
     given.update(overruling)
     instances, origins = reader.fill(given)
@@ -141,10 +141,13 @@ def _one_for_each_key(entries: list[Entry], problems: list[str]) -> list[Entry]:
     return list(first.values())
 
 
-def _last_for_each_key(entries: list[Entry], notices: list[str]) -> list[Entry]:
+def _last_for_each_key(entries: list[Entry], repeatable: set[str], notices: list[str]) -> list[Entry]:
     last: dict[str, Entry] = {}
     for entry in entries:
-        if entry.key in last and not _same(last[entry.key].value, entry.value):
+        before = last[entry.key].value if entry.key in last else None
+        if entry.key in repeatable and isinstance(before, list) and isinstance(entry.value, list):
+            entry = Entry(entry.key, before + entry.value, entry.where)
+        elif entry.key in last and not _same(before, entry.value):
             notices.append(
                 f"{PLACE}: {entry.key} is given more than once; the last one counts: {describe_found(entry.value)}."
             )
@@ -163,6 +166,7 @@ class _Reader:
         self.groups = groups
         self.specs: dict[str, dataclasses.Field] = {}
         self.types: dict[str, Any] = {}
+        self.repeatable: set[str] = set()
         self.old_keys: dict[str, OldKey] = {}
         for cls in groups.values():
             hints = field_types(cls)
@@ -171,6 +175,8 @@ class _Reader:
                     raise TypeError(f"key {spec.name!r} is declared in two groups")
                 self.specs[spec.name] = spec
                 self.types[spec.name] = hints[spec.name]
+                if spec.metadata.get("repeatable"):
+                    self.repeatable.add(spec.name)
                 for alias in spec.metadata.get("aliases", ()):
                     self.old_keys[alias] = same_meaning(spec.name)
             self.old_keys.update(getattr(cls, "OLD_KEYS", {}))

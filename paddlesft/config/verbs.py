@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from paddlesft.config.benchmark import BenchmarkConfig
 from paddlesft.config.export import ExportConfig
 from paddlesft.config.fields import LARGEST_SEED, field
+from paddlesft.config.serve import ServeConfig
 from paddlesft.config.translation import OldKey, Translation, Untranslatable, respelled
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -236,6 +237,7 @@ class DequantizeConfig:
 VERB_GROUPS: dict[str, type] = {
     "predict": PredictConfig,
     "chat": ChatConfig,
+    "serve": ServeConfig,
     "merge-lora": MergeLoraConfig,
     "merge-shards": MergeShardsConfig,
     "split-shards": SplitShardsConfig,

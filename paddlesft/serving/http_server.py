@@ -1,4 +1,4 @@
-"""The HTTP server: waitress, with limits on connections and slow clients, JSON for broken requests, and an orderly end."""
+"""The HTTP server: waitress, with limits on connections and slow clients, and JSON for broken requests."""
 
 from __future__ import annotations
 

@@ -10,10 +10,15 @@ import pytest
 from paddlesft.config import RUN_GROUPS, load_run_config
 from paddlesft.config.loader import read_arguments
 from paddlesft.config.renamed import TRAINING_OLD_KEYS
+from paddlesft.config.serve import ServeConfig
 from paddlesft.config.verbs import MergeLoraConfig, PredictConfig
 from tests.config.upstream_keys import SAMPLE_NAMES, TABLES, sample
 
 PREDICTOR = {"PaddleNLP 2.6.1 llm/predictor.py PredictorArgument", "PaddleNLP 2.6.1 llm/predictor.py ModelArgument"}
+SERVERS = {
+    "PaddleNLP 2.6.1 llm/flask_server.py ServerArgument",
+    "PaddleFormers 1.2.0 cli/hparams/server_args.py ServerArguments",
+}
 KEYS = [
     (table, key, default) for table, keys in TABLES.items() if table not in PREDICTOR for key, default in keys.items()
 ]
@@ -49,6 +54,17 @@ def test_every_key_of_the_predictor_is_known(table: str, tmp_path: Path) -> None
     loaded = read_arguments({"predict": PredictConfig}, path)
     assert loaded.problems == []
     assert loaded.instances["predict"].top_p == 0.7
+
+
+@pytest.mark.parametrize("table", [*sorted(PREDICTOR), *sorted(SERVERS)])
+def test_every_key_of_the_servers_and_their_predictor_is_known_to_serve(table: str, tmp_path: Path) -> None:
+    path = tmp_path / "their.json"
+    content = {k: v for k, v in TABLES[table].items() if v is not None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    loaded = read_arguments({"serve": ServeConfig}, path)
+    assert loaded.problems == []
+    silent = [key for key in content if key not in loaded.origins and not any(key in text for text in loaded.notices)]
+    assert silent == []
 
 
 @pytest.mark.parametrize("name", SAMPLE_NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paddlesft.config import load_arguments
+from paddlesft.config.serve import ServeConfig, named_directories
 from paddlesft.config.verbs import ChatConfig, ImportGgufConfig, MergeLoraConfig, PredictConfig
 from paddlesft.errors import ConfigError
 
@@ -84,3 +85,45 @@ def test_chat_and_import() -> None:
     assert (config.system_prompt, config.history, config.stream) == ("Be brief.", False, True)
     config, _ = load(ImportGgufConfig, "--force")
     assert config.overwrite is True
+
+
+def test_a_command_of_flask_server_can_be_pasted() -> None:
+    command = "--model_name_or_path out --port 8011 --flask_port 8020 --src_length 512 --max_length 768 --dtype float16"
+    command += " --title 我的模型 --lora_path ckpt --quant_type None --batch_size 1 --mode dynamic --device gpu"
+    config, notices = load(ServeConfig, *command.split(), "--base_port", "8020", "--top_p=0.9")
+    assert (config.model_name_or_path, config.port, config.flask_port, config.title) == ("out", 8011, 8020, "我的模型")
+    assert (config.src_length, config.max_length, config.lora_path, config.top_p) == (512, 768, ["ckpt"], 0.9)
+    assert (config.quant_type, config.host, config.page) == (None, "127.0.0.1", True)
+    assert notices == [
+        "command line: base_port: the name here is flask_port.",
+        "command line: batch_size has no effect: replies join and leave the batch as they come; max_rows bounds it.",
+    ]
+
+
+def test_keys_of_lists_that_are_repeated_collect_and_others_do_not() -> None:
+    adapters = ("--lora_path", "a=x", "--lora_path=b=y", "lora_path=z", "--prefix_path", "p,q=r")
+    config, notices = load(ServeConfig, *adapters, "--api_key", "k1", "--api_key", "k2")
+    assert config.lora_path == ["a=x", "b=y", "z"] and config.prefix_path == ["p", "q=r"]
+    assert config.api_key == ["k1", "k2"] and notices == []
+    assert named_directories(["a=x", "out/lr=1/final", "out/math/"]) == [
+        ("a", "x"),
+        ("final", "out/lr=1/final"),
+        ("math", "out/math/"),
+    ]
+    with pytest.raises(ConfigError, match="adapter: found '=x'; allowed: name=directory, or"):
+        named_directories(["=x"])
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("--quantization=wint4", "quantizing while a server loads (paddlesft quantize writes a directory that can be"),
+        ("--enable_mm", "serving models that see is not built yet"),
+        ("--flask_port=99999", "allowed: an integer at least 0 and at most 65535."),
+        ("--max_rows=0", "allowed: an integer at least 1 and at most 256."),
+    ],
+)
+def test_what_serve_refuses(token: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(ServeConfig, token)
+    assert message in str(caught.value)

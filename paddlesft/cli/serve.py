@@ -1,0 +1,325 @@
+"""paddlesft serve: answer requests over HTTP (OpenAI's API and /api/chat), and show a chat page beside them.
+
+    paddlesft serve DIR                                           API on port 8010, page on 8011, this machine only
+    paddlesft serve DIR --lora_path math=out/math --lora_path law=out/law     requests choose an adapter by its name
+    PADDLESFT_API_KEY=secret paddlesft serve DIR --host 0.0.0.0               other machines, with a key
+
+DIR holds a model, an adapter, or a static graph that paddlesft export wrote. SIGTERM or Ctrl-C lets running replies
+end; a second one stops at once. docs/serve.md shows clients, limits, figures and how to run it as a service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import ipaddress
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlesft.cli.verb_arguments import is_option, read_arguments, show_help, wants_help
+from paddlesft.errors import ConfigError, PaddleSFTError
+
+if TYPE_CHECKING:
+    from paddlesft.config.serve import ServeConfig
+    from paddlesft.serving.front import Front
+    from paddlesft.serving.http_server import HttpServer
+    from paddlesft.serving.served_models import ServedModels
+    from paddlesft.serving.settings import ServingSettings
+
+_SAMPLING = ("decode_strategy", "top_k", "top_p", "temperature", "repetition_penalty")
+_LONGEST_REPLY = 2048  # tokens, where neither the user nor the model says
+_SECONDS_FOR_THE_END = 10.0  # that errors of cancelled replies may take to reach their readers
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: the arguments behind it.
+
+    Returns:
+        0 after SIGTERM or Ctrl-C, 1 when the model stopped working; errors before that are raised.
+    """
+    from paddlesft.config.serve import ServeConfig
+
+    if wants_help(argv):
+        return show_help(__doc__, "serve", ServeConfig)
+    if argv and not is_option(argv[0]) and not argv[0].endswith((".json", ".yaml", ".yml")):
+        argv = ["--model_name_or_path", *argv]
+    config = read_arguments("serve", ServeConfig, argv)
+    check(config)
+    return _serve(config)
+
+
+def check(config: ServeConfig) -> None:
+    """Refuse what cannot be served, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    if not (config.model_name_or_path or config.lora_path or config.prefix_path):
+        raise ConfigError("No model is named. Example: paddlesft serve models/merged")
+    if config.page and config.flask_port and config.flask_port == config.port:
+        raise ConfigError(
+            f"flask_port and port are both {config.port}; API and chat page need a port each. Leave out the page with "
+            "--page false, or choose another port."
+        )
+    longest, prompt = config.max_length, config.src_length
+    if longest is not None and prompt is not None and prompt >= longest:
+        raise ConfigError(
+            f"max_length is {longest} and src_length {prompt}: no token is left for the reply. Raise max_length or "
+            "lower src_length."
+        )
+
+
+def settings_of(config: ServeConfig) -> ServingSettings:
+    """Return the limits and keys of a server whose model is not known yet."""
+    from paddlesft.serving.api_keys import ENVIRONMENT, read_keys
+    from paddlesft.serving.settings import ServingSettings
+
+    return ServingSettings(
+        default_max_tokens=config.default_max_tokens,
+        defaults={name: value for name in _SAMPLING if (value := getattr(config, name)) is not None},
+        max_body_bytes=config.max_body_bytes,
+        max_choices=config.max_choices,
+        request_timeout=config.request_timeout,
+        api_keys=read_keys(config.api_key, os.environ.get(ENVIRONMENT)),
+        log_prompts=config.log_prompts,
+    )
+
+
+def with_lengths(settings: ServingSettings, config: ServeConfig, context: int | None) -> ServingSettings:
+    """Return settings with the lengths that the config and the model's context allow.
+
+    Args:
+        settings: without them.
+        config: says less than the context, or nothing.
+        context: tokens that the model holds; None: unknown.
+    """
+    allowed = [length for length in (config.max_length, context) if length is not None]
+    longest = min(allowed, default=2 * _LONGEST_REPLY)
+    prompt = min(config.src_length or longest - 1, longest - 1)
+    if config.max_output_tokens is not None:
+        reply = config.max_output_tokens
+    elif config.max_length is not None and config.src_length is not None:
+        reply = config.max_length - config.src_length
+    else:
+        reply = _LONGEST_REPLY
+    reply = min(reply, longest - 1)
+    default = settings.default_max_tokens
+    return dataclasses.replace(
+        settings,
+        src_length=prompt,
+        max_output_tokens=reply,
+        default_max_tokens=None if default is None else min(default, reply),
+    )
+
+
+def warning_about(host: str, keys: tuple[str, ...]) -> str | None:
+    """Return a warning for a server that strangers reach without a key, or None."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    if keys or host == "localhost":
+        return None
+    return (
+        f"WARNING: {host} lets every machine that reaches this one use the model, and no API key is asked for. "
+        "Set PADDLESFT_API_KEY, or leave --host out."
+    )
+
+
+def _serve(config: ServeConfig) -> int:
+    from paddlesft.config.serve import named_directories
+    from paddlesft.serving.front import Front
+    from paddlesft.serving.http_server import HttpServer, listen
+
+    settings = settings_of(config)
+    adapters = [("lora", *pair) for pair in named_directories(config.lora_path)]
+    adapters += [("prefix", *pair) for pair in named_directories(config.prefix_path)]
+    if config.page:
+        listen(config.host, config.port).close()
+    front = Front(settings)
+    server = HttpServer(front, settings, config.host, config.flask_port, config.max_rows + config.max_queue)
+    with _request_log():
+        server.start()
+        warning = warning_about(config.host, settings.api_keys)
+        if warning is not None:
+            print(warning, file=sys.stderr)
+        print(f"Loading the model; {server.url}/ready says when it is there.", flush=True)
+        try:
+            return _answer(config, settings, adapters, front, server)
+        finally:
+            server.stop()
+
+
+def _answer(
+    config: ServeConfig,
+    settings: ServingSettings,
+    adapters: list[tuple[str, str, str]],
+    front: Front,
+    server: HttpServer,
+) -> int:
+    """Load the model, answer until a signal comes, and end in order."""
+    from paddlesft.serving.app import create_app
+    from paddlesft.serving.service import Service
+
+    engine, models, said = _load(config, adapters)
+    settings = with_lengths(settings, config, models.default.context_length)
+    service = Service(engine, models, settings, front.metrics)
+    front.metrics.follow(engine.stats)
+    front.serve(create_app(service, settings), lambda: engine.failed)
+    ended = threading.Event()
+    with _page(config, settings, server) as page, _signals(ended, page):
+        _say_what_is_served(config, settings, models, said, server, page)
+        while not ended.wait(timeout=0.5):
+            if engine.failed:
+                break
+        front.drain()
+        print(f"Stopping: replies may go on for {config.drain_seconds:g} s.", flush=True)
+        complete = engine.drain(config.drain_seconds)
+        front.wait_until_quiet(_SECONDS_FOR_THE_END)
+    if engine.failed:
+        raise PaddleSFTError(f"The model has stopped working: {engine.failed}")
+    print("Stopped." if complete else "Stopped; replies that took longer ended with an error.", flush=True)
+    return 0
+
+
+def _load(config: ServeConfig, adapters: list[tuple[str, str, str]]) -> tuple[Any, ServedModels, str]:
+    """Load the model and its adapters.
+
+    Returns:
+        The engine, at work; the models by name; what is served, in words.
+    """
+    from paddlesft.cli.predict import about_quant_type
+    from paddlesft.inference.device import use_device
+    from paddlesft.inference.engine import Engine, EngineLimits
+    from paddlesft.inference.fused_kernels import about_fused_kernels
+    from paddlesft.inference.loading import load_for_inference
+    from paddlesft.serving.served_models import ServedModels, served_base
+
+    device = use_device(config.device)
+    lora = next((directory for kind, _, directory in adapters if kind == "lora"), None)
+    prefix = next((directory for kind, _, directory in adapters if kind == "prefix"), None)
+    loaded = load_for_inference(
+        config.model_name_or_path,
+        lora,
+        prefix,
+        config.dtype,
+        config.chat_template,
+        config.system_prompt,
+        config.base_precision,
+        config.mode,
+    )
+    if config.inference_model:
+        print(about_fused_kernels(device))
+    if config.quant_type is not None:
+        print(f"Note: {about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)}")
+    limits = EngineLimits(
+        config.max_rows, config.max_queue, config.kv_tokens, config.prefill_tokens, config.request_timeout
+    )
+    engine = Engine(loaded.model, limits, loaded.pad_token_id).start()
+    name = config.served_model_name or Path(config.model_name_or_path or loaded.directory).name
+    stored = f" ({loaded.base.said})" if loaded.base.said else ""
+    said = f"{loaded.directory}{stored}, {loaded.model.config.dtype} on {device}"
+    return engine, ServedModels([served_base(loaded, name)]), said
+
+
+def _say_what_is_served(
+    config: ServeConfig,
+    settings: ServingSettings,
+    models: ServedModels,
+    said: str,
+    server: HttpServer,
+    page: subprocess.Popen[bytes] | None,
+) -> None:
+    names = [model.name for model in models]
+    key = ' -H "Authorization: Bearer $PADDLESFT_API_KEY"' if settings.api_keys else ""
+    lines = [
+        f"Model:  {said}",
+        f"Names:  {', '.join(names)}",
+        f"Limits: prompts of {settings.src_length} tokens, replies of {settings.max_output_tokens}; {config.max_rows} "
+        f"at a time, {config.max_queue} may wait",
+        f"API:    {server.url}/v1 (OpenAI's), {server.url}/api/chat (PaddleNLP's), {server.url}/metrics",
+    ]
+    if page is not None:
+        lines.append(f"Page:   http://{config.host}:{config.port}")
+    lines += [
+        "Try:    "
+        + f"curl {server.url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        + f'-d \'{{"model": "{models.default.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
+    ]
+    print("\n".join(lines), flush=True)
+
+
+@contextlib.contextmanager
+def _request_log() -> Iterator[None]:
+    """Show one line for each request on standard error."""
+    log = logging.getLogger("paddlesft.requests")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
+
+
+@contextlib.contextmanager
+def _signals(ended: threading.Event, page: subprocess.Popen[bytes] | None) -> Iterator[None]:
+    """Set the event at the first SIGTERM or Ctrl-C, and leave at once at the second."""
+
+    def end(number: int, frame: Any) -> None:
+        if ended.is_set():
+            if page is not None:
+                page.kill()
+            os._exit(1)
+        ended.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _page(
+    config: ServeConfig, settings: ServingSettings, server: HttpServer
+) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Run the chat page in a process of its own, as long as the API."""
+    if not config.page:
+        yield None
+        return
+    if importlib.util.find_spec("gradio") is None:
+        print("Note: the chat page needs gradio (pip install gradio); the API goes on without it.", file=sys.stderr)
+        yield None
+        return
+    command = [sys.executable, "-m", "paddlesft", "chat-page", "--url", server.url, "--port", str(config.port)]
+    command += ["--host", config.host, "--title", config.title]
+    environment = dict(os.environ)
+    if settings.api_keys:
+        environment["PADDLESFT_API_KEY"] = settings.api_keys[0]
+    # a group of its own: Ctrl-C in the terminal is for the API, which ends the page after the last reply
+    page = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield page
+    finally:
+        page.terminate()
+        try:
+            page.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            page.kill()
+            page.wait()

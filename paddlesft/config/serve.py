@@ -1,0 +1,239 @@
+"""Keys of ``paddlesft serve``, with the names of PaddleNLP's flask_server and predictor where they mean something here.
+
+What a request may say itself (sampling, length) is here only as the default of requests that leave it open.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from paddlesft.config.fields import field
+from paddlesft.config.translation import OldKey, respelled
+from paddlesft.errors import ConfigError
+
+_NO_KERNELS = "it belongs to PaddleNLP's fused kernels (paddlenlp_ops), which are not used here"
+_BY_REQUEST = "each request says it"
+_NO_FILES = "a server answers requests; paddlesft predict answers the rows of a file"
+_FASTDEPLOY = "it belongs to FastDeploy, which is not used here"
+_LARGEST_PORT = 65535
+
+
+@dataclass
+class _ModelKeys:
+    """Model and adapters"""
+
+    model_name_or_path: str | None = field(
+        None,
+        "Model directory, exported graph, hub name, or embedded:smollm2; the first argument without a key. With an "
+        "adapter: the base; unset: the adapter names it.",
+    )
+    served_model_name: str | None = field(
+        None, "What requests call the model. Unset: the last part of its path or name."
+    )
+    lora_path: list[str] = field(
+        [],
+        "LoRA adapters over the model, each as name=directory or directory; give the key once for each. Requests "
+        "choose by name; those that name none get the first.",
+        repeatable=True,
+    )
+    prefix_path: list[str] = field(
+        [], "Prefix-Tuning adapters, given like those of lora_path.", repeatable=True
+    )  # fmt: skip
+    base_precision: Literal["quantized", "full"] | None = field(
+        None,
+        "Base of adapters that were trained over quantized weights: those (quantized, as when unset), or the ones "
+        "before they were rounded (full), with which they compute something else.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        None, "Type of the weights in memory. Unset: as the model directory says."
+    )
+    device: str = field("auto", "auto (an accelerator if there is one), cpu, gpu, gpu:1, ...")
+    mode: Literal["dynamic", "static"] | None = field(
+        None,
+        "Insist on a model in memory (dynamic) or on a graph that paddlesft export wrote (static). Unset: whichever "
+        "the directory holds.",
+    )
+    chat_template: str | None = field(None, "Template instead of the model's own: a built-in name or a path.")
+    system_prompt: str | None = field(None, "System message for conversations that have none.", aliases=("system",))
+
+
+@dataclass
+class _HttpKeys:
+    """Addresses, keys and the log"""
+
+    host: str = field("127.0.0.1", "Address to listen on, of API and page; 0.0.0.0 lets other machines in.")
+    flask_port: int = field(
+        8010, "Port of the API; 0 takes a free one.", minimum=0, maximum=_LARGEST_PORT, aliases=("base_port",)
+    )
+    port: int = field(8011, "Port of the chat page; 0 takes a free one.", minimum=0, maximum=_LARGEST_PORT)
+    page: bool = field(True, "Start the chat page, too.")
+    title: str = field("LLM", "Title of the chat page.")
+    api_key: list[str] = field(
+        [],
+        "Key that requests must send as 'Authorization: Bearer KEY'; give it once for each. Every user of this machine "
+        "can read a command line; the environment variable PADDLESFT_API_KEY (keys with commas between them) is the "
+        "better place.",
+        secret=True,
+        repeatable=True,
+    )
+    log_prompts: bool = field(False, "Write texts of requests and replies into the log, too.")
+    drain_seconds: float = field(
+        30.0, "How long replies may go on after SIGTERM or Ctrl-C; then they end with an error.", minimum=0
+    )
+
+
+@dataclass
+class _LimitKeys:
+    """Limits"""
+
+    src_length: int | None = field(
+        None, "Most tokens of a prompt; longer ones are refused. Unset: what the model's context holds.", minimum=1
+    )
+    max_length: int | None = field(
+        None,
+        "Most tokens of prompt and reply together. Unset: the model's context.",
+        minimum=2,
+        aliases=("max_model_len",),
+    )
+    max_output_tokens: int | None = field(
+        None,
+        "Most tokens of a reply. Unset: max_length - src_length where both are given, else 2048.",
+        minimum=1,
+        aliases=("max_new_tokens",),
+    )
+    default_max_tokens: int | None = field(
+        None, "Most tokens of a reply where the request does not say. Unset: as many as are allowed.", minimum=1
+    )
+    max_rows: int = field(
+        8, "Replies that are written at the same time.", minimum=1, maximum=256, aliases=("max_num_seqs",)
+    )
+    max_queue: int = field(32, "Requests that may wait besides; more get status 429.", minimum=0, maximum=1024)
+    kv_tokens: int | None = field(
+        None, "Most tokens that the cache is made for: replies times the longest of them. Unset: no limit.", minimum=16
+    )
+    prefill_tokens: int = field(
+        64,
+        "Tokens of new prompts that run between two tokens of the replies: less is smoother, more is sooner.",
+        minimum=1,
+        aliases=("max_num_batched_tokens",),
+    )
+    request_timeout: float | None = field(
+        None, "Seconds after which a reply ends with what it has. Unset: never.", over=0
+    )
+    max_body_bytes: int = field(1 << 20, "Most bytes of a request.", minimum=1024, maximum=1 << 28)
+    max_choices: int = field(8, "Most replies to one request (n).", minimum=1, maximum=128)
+
+
+@dataclass
+class _SamplingKeys:
+    """Sampling of requests that leave it open"""
+
+    decode_strategy: Literal["sampling", "greedy_search"] | None = field(
+        None, "Draw tokens (sampling) or always take the most likely one. Unset: sampling."
+    )
+    top_k: int | None = field(
+        None, "Draw among this many most likely tokens; 0 for all, 1 is greedy. Unset: 0.", minimum=0
+    )
+    top_p: float | None = field(
+        None,
+        "Draw among the most likely tokens that together reach this probability. Unset: 1.0; /api/chat: 0.7.",
+        over=0,
+        maximum=1,
+    )
+    temperature: float | None = field(
+        None, "Divides the logits before drawing; smaller is more certain. Unset: 1.0; /api/chat: 0.95.", minimum=0
+    )
+    repetition_penalty: float | None = field(
+        None, "Above 1 makes tokens that occurred already less likely. Unset: 1.0.", over=0
+    )
+
+
+@dataclass
+class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
+    """Keys of other servers and of PaddleNLP's predictor"""
+
+    OLD_KEYS: ClassVar[dict[str, OldKey]] = {
+        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized"),
+    }
+
+    quant_type: str | None = field(
+        None, "Says nothing new of a directory that paddlesft quantize made; of another one it is refused."
+    )
+    inference_model: bool = field(
+        False, "PaddleNLP's fused GPU kernels: a line says why it goes without them; the replies stay the same."
+    )
+    sub_title: str | None = field(None, "Second title of the page.", no_effect="the page says which models it reaches")
+    batch_size: int | None = field(
+        None, "Rows of a batch.", no_effect="replies join and leave the batch as they come; max_rows bounds it"
+    )
+    min_new_tokens: int = field(
+        0, "Fewest tokens of a reply.", no_effect=_BY_REQUEST, aliases=("min_length", "min_tokens")
+    )
+    seed: int | None = field(None, "Seed of drawing.", no_effect=_BY_REQUEST)
+    data_file: str | None = field(None, "Rows to answer.", no_effect=_NO_FILES)
+    output_file: str | None = field(None, "File for replies.", no_effect=_NO_FILES)
+    benchmark: bool = field(False, "Measure the speed.", no_effect="paddlesft benchmark does that")
+    model_prefix: str = field(
+        "model",
+        "File name of an exported graph.",
+        no_effect="graph.json in the directory names the graph's files",
+    )
+    export_precache: bool = field(
+        False, "Prefixes as caches of an exported graph.", no_effect="prefix_path alone is enough"
+    )
+    model_type: str | None = field(
+        None, "Kind of model.", no_effect="the model directory's config.json says what the model is"
+    )
+    total_max_length: int | None = field(
+        None, "Longest prompt and reply.", no_effect="src_length and max_length bound prompt and reply"
+    )
+    block_attn: bool = field(False, "Cache in blocks.", no_effect=_NO_KERNELS)
+    block_size: int | None = field(None, "Size of those blocks.", no_effect=_NO_KERNELS)
+    append_attn: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
+    cachekv_int8_type: str | None = field(None, "Cache in 8 bits.", no_effect=_NO_KERNELS)
+    use_flash_attention: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
+    avx_model: bool = field(False, "Fused kernels for CPUs.", no_effect="paddlesft export --format onnx is for CPUs")
+    metrics_port: int | None = field(
+        None, "Port of the figures.", no_effect="the API's own port answers /metrics"
+    )  # fmt: skip
+    engine_worker_queue_port: int | None = field(None, "Port between processes.", no_effect=_FASTDEPLOY)
+    use_warmup: int | None = field(None, "Warm up.", no_effect=_FASTDEPLOY)
+    gpu_memory_utilization: float | None = field(None, "Share of the memory.", no_effect="kv_tokens bounds the cache")
+    kv_cache_ratio: float | None = field(None, "Share of the cache.", no_effect="kv_tokens bounds the cache")
+    load_choices: str | None = field(None, "How weights are read.", no_effect=_FASTDEPLOY)
+    quantization: str | None = field(
+        None,
+        "Quantize while loading.",
+        unbuilt="quantizing while a server loads (paddlesft quantize writes a directory that can be served)",
+    )
+    enable_mm: bool = field(False, "Images and video.", unbuilt="serving models that see")
+    limit_mm_per_prompt: str | None = field(None, "Most images.", no_effect="no model here sees")
+    reasoning_parser: str | None = field(
+        None, "Separates thinking from the reply.", no_effect="replies are given as the model writes them"
+    )
+    tool_call_parser: str | None = field(
+        None, "Reads calls of tools.", no_effect="the reply's own form says which parser it needs"
+    )
+
+
+def named_directories(values: list[str]) -> list[tuple[str, str]]:
+    """Read adapters given as ``name=directory`` or ``directory``.
+
+    Args:
+        values: of ``lora_path`` or ``prefix_path``.
+
+    Returns:
+        Names and directories; an adapter without a name is called like its directory.
+
+    Raises:
+        ConfigError: a name or a directory is empty.
+    """
+    found = []
+    for value in values:
+        name, equals, directory = value.partition("=")
+        if not equals or "/" in name or Path(value).is_dir():
+            name, directory = Path(value).resolve().name, value
+        if not name.strip() or not directory.strip():
+            raise ConfigError(f"adapter: found {value!r}; allowed: name=directory, or a directory.")
+        found.append((name.strip(), directory))
+    return found

@@ -16,7 +16,7 @@ from paddlesft.inference.graph_loading import open_graph, origin_of
 from paddlesft.models.directory import TOKENIZER_FILES, read_object
 from paddlesft.models.families import family_of
 from paddlesft.models.graph_directory import holds_graph, read_record
-from paddlesft.models.load import load_model, paddle_directory, quiet_paddlenlp, usable_dtype
+from paddlesft.models.load import load_config, load_model, paddle_directory, quiet_paddlenlp, usable_dtype
 from paddlesft.models.provenance import fingerprint, read_provenance
 from paddlesft.models.quantized.origin import in_words
 from paddlesft.models.resolve import find_model
@@ -27,6 +27,9 @@ from paddlesft.tuning.prefix import load_prefix
 logger = logging.getLogger("paddlesft")
 
 Mode = Literal["dynamic", "static"]
+NO_MODEL = (
+    "No model is named. Give --model_name_or_path DIR (or embedded:smollm2), --lora_path DIR or --prefix_path DIR."
+)
 
 
 @dataclass
@@ -118,10 +121,7 @@ def load_for_inference(
     if adapter is not None:
         check_adapter(adapter, kind)
     if model is None and adapter is None:
-        raise ModelDirectoryError(
-            "No model is named. Give --model_name_or_path DIR (or embedded:smollm2), --lora_path DIR or "
-            "--prefix_path DIR."
-        )
+        raise ModelDirectoryError(NO_MODEL)
     directory = base_of(adapter) if model is None else find_model(model)
     settle_mode(directory, mode)
     if holds_graph(directory):
@@ -129,38 +129,76 @@ def load_for_inference(
     else:
         base = settle_base(adapter, paddle_directory(directory), base_precision)
     directory = base.directory
-    tokenizer_directory = adapter if adapter is not None and brings_tokenizer(adapter) else directory
-    tokenizer = load_tokenizer(tokenizer_directory)
-    pad_token_id = tokenizer.pad_token_id or 0
-    if holds_graph(directory):
-        loaded = open_graph(directory, pad_token_id)
-    else:
-        loaded = load_model(directory, dtype=dtype, tensor_parallel=tensor_parallel, quantize=base.how)
+    config = load_config(directory)
+    renderer = load_renderer(config, directory, adapter, chat_template, system_prompt)
+    pad_token_id = renderer.tokenizer.pad_token_id or 0
+    loaded = load_weights(directory, base, dtype, pad_token_id, tensor_parallel)
+    if adapter is not None:
         with quiet_paddlenlp():
-            if kind == "lora":
-                loaded = load_lora(loaded, adapter)
-            elif kind == "prefix":
-                loaded = load_prefix(loaded, adapter)
+            loaded = load_lora(loaded, adapter) if kind == "lora" else load_prefix(loaded, adapter)
         loaded.eval()
-    if not chat_template and adapter is not None and brings_template(adapter):
-        chat_template = str(adapter)
-    chat_template = chat_template or recorded("chat_template", adapter, directory)
-    family = family_of(loaded.config)
-    template = load_template(tokenizer, chat_template, tokenizer_directory, family.default_template)
-    system_prompt = system_prompt or recorded("system_prompt", adapter, directory)
-    renderer = Renderer(tokenizer, template, system_prompt, family.one_reply_per_row)
-    check_vocabulary(renderer.encoder, loaded.config.vocab_size, tokenizer_directory, directory)
     return Loaded(
         model=loaded,
-        tokenizer=tokenizer,
+        tokenizer=renderer.tokenizer,
         renderer=renderer,
-        stop_token_ids=stop_tokens(renderer, tokenizer, directory),
+        stop_token_ids=stop_tokens(renderer, directory),
         pad_token_id=pad_token_id,
         directory=directory,
         adapter=adapter,
         adapter_kind=kind,
         base=base,
     )
+
+
+def load_renderer(
+    config: Any,
+    directory: Path,
+    adapter: Path | None,
+    chat_template: str | None = None,
+    system_prompt: str | None = None,
+    tokenizer: Any = None,
+) -> Renderer:
+    """Load what turns conversations into prompts of a model with an adapter, or without.
+
+    Args:
+        config: the model's.
+        directory: of the model, or of a static graph.
+        adapter: its directory, or None.
+        chat_template: see ``load_for_inference``.
+        system_prompt: see ``load_for_inference``.
+        tokenizer: the one in ``tokenizer_directory(directory, adapter)``, if it is loaded already.
+
+    Raises:
+        ModelDirectoryError: the tokenizer cannot be loaded, or has ids that the model does not know.
+        DataError: the template cannot be loaded or used.
+    """
+    place = tokenizer_directory(directory, adapter)
+    tokenizer = load_tokenizer(place) if tokenizer is None else tokenizer
+    if not chat_template and adapter is not None and brings_template(adapter):
+        chat_template = str(adapter)
+    chat_template = chat_template or recorded("chat_template", adapter, directory)
+    family = family_of(config)
+    template = load_template(tokenizer, chat_template, place, family.default_template)
+    system_prompt = system_prompt or recorded("system_prompt", adapter, directory)
+    renderer = Renderer(tokenizer, template, system_prompt, family.one_reply_per_row)
+    check_vocabulary(renderer.encoder, config.vocab_size, place, directory)
+    return renderer
+
+
+def tokenizer_directory(directory: Path, adapter: Path | None) -> Path:
+    """Return where the tokenizer is: with the adapter if that brings one, else with the model."""
+    return adapter if adapter is not None and brings_tokenizer(adapter) else directory
+
+
+def load_weights(
+    directory: Path, base: BaseWeights, dtype: str | None, pad_token_id: int, tensor_parallel: tuple[int, int] = (1, 0)
+) -> Any:
+    """Load a model in evaluation mode, without adapter, or open a static graph; arguments as in ``Loaded``."""
+    if holds_graph(directory):
+        return open_graph(directory, pad_token_id)
+    model = load_model(directory, dtype=dtype, tensor_parallel=tensor_parallel, quantize=base.how)
+    model.eval()
+    return model
 
 
 def settle_graph(directory: Path, adapter: Path | None, dtype: str | None, precision: Precision | None) -> BaseWeights:
@@ -260,11 +298,11 @@ def recorded(fact: str, adapter: Path | None, directory: Path) -> Any:
     return None
 
 
-def stop_tokens(renderer: Renderer, tokenizer: Any, directory: Path) -> list[int]:
+def stop_tokens(renderer: Renderer, directory: Path) -> list[int]:
     """Return every id that ends a reply: the template's, the tokenizer's and those of generation_config.json."""
     ids = list(renderer.stop_token_ids)
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
+    if renderer.tokenizer.eos_token_id is not None:
+        ids.append(renderer.tokenizer.eos_token_id)
     path = directory / "generation_config.json"
     if path.is_file():
         value = read_object(path).get("eos_token_id")

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from paddlesft.models.steps.step import CacheShape, DecoderStep, refuse_without_step, step_of, step_refusal
+from paddlesft.models.steps.step import (
+    CacheShape,
+    DecoderStep,
+    refuse_without_step,
+    step_of,
+    step_refusal,
+    step_refusal_of,
+)
 
-__all__ = ["CacheShape", "DecoderStep", "refuse_without_step", "step_of", "step_refusal"]
+__all__ = ["CacheShape", "DecoderStep", "refuse_without_step", "step_of", "step_refusal", "step_refusal_of"]

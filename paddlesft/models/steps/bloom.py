@@ -28,9 +28,11 @@ class BloomStep(DecoderStep):
         self, input_ids: paddle.Tensor, position_ids: paddle.Tensor, bias: paddle.Tensor
     ) -> tuple[paddle.Tensor, tuple[paddle.Tensor, ...]]:
         hidden = self.body.word_embeddings_layernorm(self.body.word_embeddings(input_ids))
-        # A key in the cache stands where its column is: behind the prefix, without padding in between.
-        new = (position_ids + self.decoder.prefix_length).astype("float32")
+        # A key in the cache stands where its column is, a new one behind those that are filled: a first token sees
+        # them all, the prefix too, which may differ from row to row and has no positions.
         columns = paddle.shape(bias)[3] - paddle.shape(input_ids)[1]
+        filled = (bias[:, 0, 0, :columns] == 0).astype("float32").sum(axis=-1, keepdim=True)
+        new = (position_ids - position_ids[:, :1]).astype("float32") + filled
         past = paddle.arange(0, columns, 1, dtype="float32").unsqueeze(0) + paddle.zeros_like(new[:, :1])
         keys = paddle.concat([past, new], axis=-1).unsqueeze([1, 2])
         return hidden, (bias + self.slopes * keys,)

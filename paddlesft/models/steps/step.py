@@ -24,7 +24,8 @@ import paddle
 import paddle.nn.functional as F
 
 from paddlesft.errors import UserError
-from paddlesft.models.decoders import decoder_of
+from paddlesft.models.decoders import causal_lm, decoder_of
+from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
 from paddlesft.models.steps.cpu_operators import biased_softmax, matmul
 
@@ -260,10 +261,15 @@ def gelu(x: paddle.Tensor, tanh_form: bool) -> paddle.Tensor:
 
 def step_refusal(model: paddle.nn.Layer) -> str:
     """Return why a model, bare or inside LoRA and prefix wrappers, has no step; "" where it has one."""
-    decoder = decoder_of(model)
-    if decoder.family.step is None:
-        return f"the decoding of family {decoder.family.name} is not written as one step"
-    return decoder.family.step_class().refusal(decoder.lm.config, decoder.family)
+    return step_refusal_of(causal_lm(model).config)
+
+
+def step_refusal_of(config: Any) -> str:
+    """Return why a model of this config has no step; "" where it has one."""
+    family = family_of(config)
+    if family.step is None:
+        return f"the decoding of family {family.name} is not written as one step"
+    return family.step_class().refusal(config, family)
 
 
 def refuse_without_step(model: paddle.nn.Layer) -> None:

@@ -1,0 +1,151 @@
+"""Rows of one batch with adapters of their own compute what the merged model, the prefix model and the base compute.
+
+The truth is each model alone, run by PaddleNLP's own layers (``EagerRunner``): LoRA merged into the weights where the
+base has floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlesft.errors import ModelDirectoryError, UserError
+from paddlesft.inference.cached_runner import CachedRunner
+from paddlesft.inference.eager import EagerRunner
+from paddlesft.inference.engine import Engine
+from paddlesft.inference.engine_requests import GenerationRequest
+from paddlesft.inference.generation import generate
+from paddlesft.inference.sampling import SamplingOptions
+from paddlesft.inference.several_adapters import AdaptedModel, AdapterDirectory
+from paddlesft.inference.step_model import EagerModel
+from paddlesft.models import load_model
+from paddlesft.models.decoders import decoder_of
+from paddlesft.models.quantized.directory import quantized_layers
+from paddlesft.models.steps.inputs import Row
+from paddlesft.tuning.lora import load_lora
+from paddlesft.tuning.lora_targets import linear_names
+from paddlesft.tuning.prefix import load_prefix
+from tests.inference.adapters import write_adapter
+from tests.tiny_families import write_tiny_family
+from tests.tiny_quantized import write_quantized
+
+STEPS = 3
+# adapter and prompt's length of the rows, in the order in which they arrive
+ROWS = [("wide", 9), (None, 4), ("narrow", 12), ("prefix", 7), ("wide", 3), ("prefix", 10)]
+
+
+class World:
+    """A base with two LoRA adapters of different rank, scaling and targets, and a prefix."""
+
+    def __init__(self, base: Path, root: Path) -> None:
+        self.base = base
+        model = load_model(base)
+        self.quantized = bool(quantized_layers(model))
+        first = linear_names(model)[0].rpartition(".")[2]
+        narrow = {"lora_target_modules": first, "lora_rank": 6, "lora_alpha": 8, "rslora": True}
+        self.adapters = {
+            "wide": AdapterDirectory(write_adapter(root / "wide", base, "lora"), "lora"),
+            "narrow": AdapterDirectory(write_adapter(root / "narrow", base, "lora", seed=5, lora=narrow), "lora"),
+            "prefix": AdapterDirectory(write_adapter(root / "prefix", base, "prefix"), "prefix"),
+        }
+        self.model = AdaptedModel(model, self.adapters)
+        draw = np.random.default_rng(0)
+        decoder = decoder_of(model)
+        self.prompts = [decoder.as_prompt(draw.integers(5, 400, length).tolist()) for _, length in ROWS]
+
+    def alone(self, name: str | None) -> paddle.nn.Layer:
+        """The model of one adapter by itself."""
+        model = load_model(self.base)
+        if name == "prefix":
+            model = load_prefix(model, self.adapters[name].path)
+        elif name is not None:
+            model = load_lora(model, self.adapters[name].path, merge=not self.quantized)
+        model.eval()
+        return model
+
+
+@pytest.fixture(scope="module")
+def world(tiny_family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    made: dict[str, World] = {}
+
+    def of(name: str) -> World:
+        if name not in made:
+            root = tmp_path_factory.mktemp("world")
+            family, _, how = name.partition(" ")
+            base = tiny_family(family)
+            if how == "fused":
+                base = write_tiny_family(family, root / "base", fuse_attention_qkv=True)
+            elif how:
+                base = write_quantized(root / "base", base, how)
+            made[name] = World(base, root)
+        return made[name]
+
+    return of
+
+
+def arriving(model: Any, prompts: list[list[int]], adapters: list[str | None]) -> list[list[np.ndarray]]:
+    """Greedy logits of rows that join the batch one after the other, while the first ones write, and leave early."""
+    batch = CachedRunner(model)
+    logits: list[list[np.ndarray]] = [[] for _ in prompts]
+    here: list[int] = []
+    while len(here) or not logits[-1]:
+        arrived = sum(map(bool, logits))
+        if arrived < len(prompts):
+            single = CachedRunner(model)
+            single.begin([Row(prompts[arrived], adapter=adapters[arrived])])
+            while (first := single.advance(5)) is None:
+                pass
+            batch.join(single)
+            here.append(arrived)
+            logits[arrived].append(np.asarray(first)[0])
+        new = np.asarray(batch.step(np.array([logits[row][-1].argmax() for row in here])))
+        for place, row in enumerate(here):
+            logits[row].append(new[place])
+        going = [place for place, row in enumerate(here) if len(logits[row]) <= STEPS]
+        if len(going) < len(here):
+            batch.keep(going)
+            here = [here[place] for place in going]
+    return logits
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "llama int8",
+        "llama nf4",
+        "qwen2",
+        "mistral",
+        "gpt fused",
+        "opt",
+        "bloom",
+        "qwen",
+        "chatglm",
+        "chatglm_v2",
+        "glm",
+    ],
+)
+def test_rows_with_their_own_adapters_are_what_each_model_computes_alone(
+    name: str, world: Callable[[str], World]
+) -> None:
+    this = world(name)
+    adapters = [adapter for adapter, _ in ROWS]
+    found = arriving(this.model, this.prompts, adapters)
+    plain = arriving(this.model, this.prompts, [None] * len(ROWS))
+    wanted: dict[int, list[np.ndarray]] = {}
+    for adapter in dict.fromkeys(adapters):
+        model = this.alone(adapter)
+        for row in (row for row, one in enumerate(adapters) if one == adapter):
+            runner = EagerRunner(model)
+            wanted[row] = [np.asarray(runner.prefill([this.prompts[row]]))[0]]
+            for _ in range(STEPS):
+                wanted[row].append(np.asarray(runner.step(np.array([wanted[row][-1].argmax()])))[0])
+    for row, adapter in enumerate(adapters):
+        assert [one.argmax() for one in found[row]] == [one.argmax() for one in wanted[row]]
+        np.testing.assert_allclose(np.stack(found[row]), np.stack(wanted[row]), atol=1e-4)
+        assert (np.abs(found[row][0] - plain[row][0]).max() > 1e-2) == (adapter is not None)

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddlesft.cli.verb_arguments import is_option, read_arguments, show_help, wants_help
@@ -137,13 +136,10 @@ def warning_about(host: str, keys: tuple[str, ...]) -> str | None:
 
 
 def _serve(config: ServeConfig) -> int:
-    from paddlesft.config.serve import named_directories
     from paddlesft.serving.front import Front
     from paddlesft.serving.http_server import HttpServer, listen
 
     settings = settings_of(config)
-    adapters = [("lora", *pair) for pair in named_directories(config.lora_path)]
-    adapters += [("prefix", *pair) for pair in named_directories(config.prefix_path)]
     if config.page:
         listen(config.host, config.port).close()
     front = Front(settings)
@@ -155,23 +151,17 @@ def _serve(config: ServeConfig) -> int:
             print(warning, file=sys.stderr)
         print(f"Loading the model; {server.url}/ready says when it is there.", flush=True)
         try:
-            return _answer(config, settings, adapters, front, server)
+            return _answer(config, settings, front, server)
         finally:
             server.stop()
 
 
-def _answer(
-    config: ServeConfig,
-    settings: ServingSettings,
-    adapters: list[tuple[str, str, str]],
-    front: Front,
-    server: HttpServer,
-) -> int:
+def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server: HttpServer) -> int:
     """Load the model, answer until a signal comes, and end in order."""
     from paddlesft.serving.app import create_app
     from paddlesft.serving.service import Service
 
-    engine, models, said = _load(config, adapters)
+    engine, models, said = _load(config)
     settings = with_lengths(settings, config, models.default.context_length)
     service = Service(engine, models, settings, front.metrics)
     front.metrics.follow(engine.stats)
@@ -192,31 +182,29 @@ def _answer(
     return 0
 
 
-def _load(config: ServeConfig, adapters: list[tuple[str, str, str]]) -> tuple[Any, ServedModels, str]:
+def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
     """Load the model and its adapters.
 
     Returns:
-        The engine, at work; the models by name; what is served, in words.
+        The engine, at work; the models by name; lines that say what was loaded.
     """
     from paddlesft.cli.predict import about_quant_type
     from paddlesft.inference.device import use_device
     from paddlesft.inference.engine import Engine, EngineLimits
     from paddlesft.inference.fused_kernels import about_fused_kernels
-    from paddlesft.inference.loading import load_for_inference
-    from paddlesft.serving.served_models import ServedModels, served_base
+    from paddlesft.serving.loading import load_for_serving
 
     device = use_device(config.device)
-    lora = next((directory for kind, _, directory in adapters if kind == "lora"), None)
-    prefix = next((directory for kind, _, directory in adapters if kind == "prefix"), None)
-    loaded = load_for_inference(
+    loaded = load_for_serving(
         config.model_name_or_path,
-        lora,
-        prefix,
+        config.lora_path,
+        config.prefix_path,
         config.dtype,
         config.chat_template,
         config.system_prompt,
         config.base_precision,
         config.mode,
+        config.served_model_name,
     )
     if config.inference_model:
         print(about_fused_kernels(device))
@@ -226,25 +214,24 @@ def _load(config: ServeConfig, adapters: list[tuple[str, str, str]]) -> tuple[An
         config.max_rows, config.max_queue, config.kv_tokens, config.prefill_tokens, config.request_timeout
     )
     engine = Engine(loaded.model, limits, loaded.pad_token_id).start()
-    name = config.served_model_name or Path(config.model_name_or_path or loaded.directory).name
     stored = f" ({loaded.base.said})" if loaded.base.said else ""
-    said = f"{loaded.directory}{stored}, {loaded.model.config.dtype} on {device}"
-    return engine, ServedModels([served_base(loaded, name)]), said
+    lines = [f"Model:  {loaded.directory}{stored}, {loaded.model.config.dtype} on {device}"]
+    lines += [f"        with adapter {name} from {directory}" for name, directory in loaded.adapters.items()]
+    return engine, loaded.models, lines
 
 
 def _say_what_is_served(
     config: ServeConfig,
     settings: ServingSettings,
     models: ServedModels,
-    said: str,
+    said: list[str],
     server: HttpServer,
     page: subprocess.Popen[bytes] | None,
 ) -> None:
-    names = [model.name for model in models]
     key = ' -H "Authorization: Bearer $PADDLESFT_API_KEY"' if settings.api_keys else ""
     lines = [
-        f"Model:  {said}",
-        f"Names:  {', '.join(names)}",
+        *said,
+        f"Names:  {', '.join(models.names)}; {models.default.name} answers requests that name none",
         f"Limits: prompts of {settings.src_length} tokens, replies of {settings.max_output_tokens}; {config.max_rows} "
         f"at a time, {config.max_queue} may wait",
         f"API:    {server.url}/v1 (OpenAI's), {server.url}/api/chat (PaddleNLP's), {server.url}/metrics",

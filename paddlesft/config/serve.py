@@ -4,12 +4,10 @@ What a request may say itself (sampling, length) is here only as the default of 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from paddlesft.config.fields import field
 from paddlesft.config.translation import OldKey, respelled
-from paddlesft.errors import ConfigError
 
 _NO_KERNELS = "it belongs to PaddleNLP's fused kernels (paddlenlp_ops), which are not used here"
 _BY_REQUEST = "each request says it"
@@ -36,9 +34,7 @@ class _ModelKeys:
         "choose by name; those that name none get the first.",
         repeatable=True,
     )
-    prefix_path: list[str] = field(
-        [], "Prefix-Tuning adapters, given like those of lora_path.", repeatable=True
-    )  # fmt: skip
+    prefix_path: list[str] = field([], "Prefix-Tuning adapters, given like those of lora_path.", repeatable=True)
     base_precision: Literal["quantized", "full"] | None = field(
         None,
         "Base of adapters that were trained over quantized weights: those (quantized, as when unset), or the ones "
@@ -193,9 +189,7 @@ class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
     cachekv_int8_type: str | None = field(None, "Cache in 8 bits.", no_effect=_NO_KERNELS)
     use_flash_attention: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
     avx_model: bool = field(False, "Fused kernels for CPUs.", no_effect="paddlesft export --format onnx is for CPUs")
-    metrics_port: int | None = field(
-        None, "Port of the figures.", no_effect="the API's own port answers /metrics"
-    )  # fmt: skip
+    metrics_port: int | None = field(None, "Port of the figures.", no_effect="the API's own port answers /metrics")
     engine_worker_queue_port: int | None = field(None, "Port between processes.", no_effect=_FASTDEPLOY)
     use_warmup: int | None = field(None, "Warm up.", no_effect=_FASTDEPLOY)
     gpu_memory_utilization: float | None = field(None, "Share of the memory.", no_effect="kv_tokens bounds the cache")
@@ -214,26 +208,3 @@ class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
     tool_call_parser: str | None = field(
         None, "Reads calls of tools.", no_effect="the reply's own form says which parser it needs"
     )
-
-
-def named_directories(values: list[str]) -> list[tuple[str, str]]:
-    """Read adapters given as ``name=directory`` or ``directory``.
-
-    Args:
-        values: of ``lora_path`` or ``prefix_path``.
-
-    Returns:
-        Names and directories; an adapter without a name is called like its directory.
-
-    Raises:
-        ConfigError: a name or a directory is empty.
-    """
-    found = []
-    for value in values:
-        name, equals, directory = value.partition("=")
-        if not equals or "/" in name or Path(value).is_dir():
-            name, directory = Path(value).resolve().name, value
-        if not name.strip() or not directory.strip():
-            raise ConfigError(f"adapter: found {value!r}; allowed: name=directory, or a directory.")
-        found.append((name.strip(), directory))
-    return found

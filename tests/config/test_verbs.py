@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paddlesft.config import load_arguments
-from paddlesft.config.serve import ServeConfig, named_directories
+from paddlesft.config.serve import ServeConfig
 from paddlesft.config.verbs import ChatConfig, ImportGgufConfig, MergeLoraConfig, PredictConfig
 from paddlesft.errors import ConfigError
 
@@ -105,13 +105,6 @@ def test_keys_of_lists_that_are_repeated_collect_and_others_do_not() -> None:
     config, notices = load(ServeConfig, *adapters, "--api_key", "k1", "--api_key", "k2")
     assert config.lora_path == ["a=x", "b=y", "z"] and config.prefix_path == ["p", "q=r"]
     assert config.api_key == ["k1", "k2"] and notices == []
-    assert named_directories(["a=x", "out/lr=1/final", "out/math/"]) == [
-        ("a", "x"),
-        ("final", "out/lr=1/final"),
-        ("math", "out/math/"),
-    ]
-    with pytest.raises(ConfigError, match="adapter: found '=x'; allowed: name=directory, or"):
-        named_directories(["=x"])
 
 
 @pytest.mark.parametrize(

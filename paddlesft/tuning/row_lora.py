@@ -33,7 +33,7 @@ from paddlesft.tuning.lora import CONFIG_FILE, adapter_weights, check_fit
 from paddlesft.tuning.lora_targets import linear_layers
 
 LOW_RANK = ("lora_A", "lora_AB", "lora_B")
-MERGE = "paddlesft merge-lora makes a model of its own of it, which can be served alone"
+MERGE = "Make a model of its own of it (paddlesft merge-lora), and serve that"
 # What a row cannot have for itself, by the entry of lora_config.json that says so.
 OTHER_UPDATES = {
     "pissa": "PiSSA, which changes the base weights too",
@@ -73,10 +73,11 @@ def read_row_lora(model: nn.Layer, path: Path) -> dict[str, LowRank]:
     if whole:
         raise ModelDirectoryError(
             f"{path} cannot share a base with other adapters: it replaces {len(whole)} weights as a whole (first: "
-            f"{whole[0]}), for all rows of a batch. {MERGE[0].upper()}{MERGE[1:]}."
+            f"{whole[0]}), for all rows of a batch. {MERGE}."
         )
     patterns = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or []
-    layers = {name: layer for name, layer in model.named_sublayers() if name in linear_layers(model)}
+    linears = linear_layers(model)
+    layers = {name: layer for name, layer in model.named_sublayers() if name in linears}
     wanted: dict[str, list[int]] = {}
     targets = [name for name in layers if any(re.fullmatch(pattern, name) for pattern in patterns)]
     for name in targets:
@@ -119,7 +120,7 @@ def read_row_config(path: Path) -> LoRAConfig:
     if other:
         raise ModelDirectoryError(
             f"{path} cannot share a base with other adapters: it has {' and '.join(other)}, which a row of a batch "
-            f"cannot have for itself. {MERGE[0].upper()}{MERGE[1:]}."
+            f"cannot have for itself. {MERGE}."
         )
     return config
 

@@ -14,11 +14,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlesft.errors import ModelDirectoryError, UserError
+from paddlesft.errors import UserError
 from paddlesft.inference.cached_runner import CachedRunner
 from paddlesft.inference.eager import EagerRunner
-from paddlesft.inference.engine import Engine
-from paddlesft.inference.engine_requests import GenerationRequest
+from paddlesft.inference.engine import Engine, EngineLimits
+from paddlesft.inference.engine_requests import GenerationRequest, Piece
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.inference.several_adapters import AdaptedModel, AdapterDirectory
@@ -149,3 +149,46 @@ def test_rows_with_their_own_adapters_are_what_each_model_computes_alone(
         assert [one.argmax() for one in found[row]] == [one.argmax() for one in wanted[row]]
         np.testing.assert_allclose(np.stack(found[row]), np.stack(wanted[row]), atol=1e-4)
         assert (np.abs(found[row][0] - plain[row][0]).max() > 1e-2) == (adapter is not None)
+
+
+def test_the_engine_writes_what_each_model_writes_alone(world: Callable[[str], World]) -> None:
+    this, options = world("llama"), SamplingOptions(max_new_tokens=12)
+    engine = Engine(this.model, EngineLimits(max_rows=3, prefill_tokens=4)).start()
+    try:
+        tickets = [
+            engine.submit(GenerationRequest(prompt, options, adapter=adapter))
+            for prompt, (adapter, _) in zip(this.prompts, ROWS)
+        ]
+        pieces = [[event for event in ticket.events() if isinstance(event, Piece)] for ticket in tickets]
+    finally:
+        engine.close()
+    found = [[token.token_id for piece in reply for token in piece.tokens] for reply in pieces]
+    for adapter in (None, *this.adapters):
+        rows = [row for row, (one, _) in enumerate(ROWS) if one == adapter]
+        alone = generate(this.alone(adapter), [this.prompts[row] for row in rows], options)
+        assert [found[row] for row in rows] == [reply.token_ids for reply in alone]
+
+
+def test_rows_of_the_base_do_not_notice_adapters(world: Callable[[str], World]) -> None:
+    this = world("llama")
+    lengths = [len(prompt) for prompt in this.prompts]
+    without_prefix = [None if adapter == "prefix" else adapter for adapter, _ in ROWS]
+    logits = []
+    for model, adapters in ((this.model, without_prefix), (EagerModel(this.alone(None)), [None] * len(lengths))):
+        runner = CachedRunner(model)
+        runner.begin([Row(prompt, adapter=adapter) for prompt, adapter in zip(this.prompts, adapters)])
+        logits.append([np.asarray(runner.advance()), np.asarray(runner.step(np.arange(len(lengths))))])
+    for mixed, plain in zip(*logits):
+        for row, adapter in enumerate(without_prefix):
+            assert (mixed[row] == plain[row]).all() == (adapter is None)
+
+
+def test_an_adapter_that_is_not_there_is_named(world: Callable[[str], World]) -> None:
+    with pytest.raises(UserError, match=r"There is no adapter other here; there are wide, narrow, prefix\."):
+        arriving(world("llama").model, [[5]], ["other"])
+
+
+def test_a_model_without_a_step_takes_no_adapters_by_name(tmp_path: Path) -> None:
+    base = load_model(write_tiny_family("llama", tmp_path / "alibi", alibi=True))
+    with pytest.raises(UserError, match=r"\(family llama\) is not: alibi.*serve the merged model: paddlesft merge-lor"):
+        AdaptedModel(base, {})

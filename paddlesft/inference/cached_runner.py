@@ -47,25 +47,26 @@ class CachedRunner:
             pass
         return logits
 
-    def begin(self, rows: Sequence[Row], known: Sequence[Any] | None = None) -> None:
+    def begin(self, rows: Sequence[Row], known: Sequence[Sequence[Any]] | None = None) -> None:
         """Forget what was there and take rows whose prompts ``advance`` runs.
 
         Args:
             rows: with ``prompt`` and ``adapter``; the rest is set here.
-            known: for each row, keys and values [2 L, n, w, d] of the first tokens of its prompt, fewer than all and
-                behind the tuned prefix if it has one; None where nothing is known.
+            known: for each row the keys and values of the first tokens of its prompt, fewer than all, in parts
+                [2 L, n, w, d], one behind the other; see ``keys_and_values``.
         """
         self.rows = list(rows)
         self._cache.open(len(self.rows))
         for index, row in enumerate(self.rows):
             prefix = self._model.prefixes.get(row.adapter)
-            content = None if known is None else known[index]
+            parts = [*([] if prefix is None else [prefix]), *(known[index] if known else ())]
+            filled = sum(part.shape[2] for part in parts)
             row.prefix_length = 0 if prefix is None else prefix.shape[2]
-            row.length = 0 if content is None else content.shape[2] - row.prefix_length
-            content = prefix if content is None else content
-            if content is not None:
-                self._cache.reserve(len(self.rows), max(content.shape[2], self._cache.columns))
-                self._cache.fill(index, content)
+            row.length = filled - row.prefix_length
+            self._cache.reserve(len(self.rows), max(filled, self._cache.columns))
+            for part in parts:
+                self._cache.fill(index, row.columns - filled, part)
+                filled -= part.shape[2]
 
     def advance(self, most: int | None = None) -> Any:
         """Run the next piece of the prompts.
@@ -108,11 +109,22 @@ class CachedRunner:
     def join(self, other: CachedRunner) -> None:
         """Take the rows of another runner of the same model, behind those that are here; the other one has ended."""
         self.rows += other.rows
-        self._cache.join(other._cache)
+        self._cache.join(other._cache, max(row.columns for row in self.rows) + 1)
 
-    def keys_and_values(self, row: int, tokens: int) -> Any:
-        """Return a copy of what the cache holds of a row's prefix and first tokens, [2 L, n, w, d]."""
-        return self._cache.read(row, self.rows[row].prefix_length + tokens)
+    def limit(self, most: int | None) -> None:
+        """Let the cache have at most ``most`` rows times columns, unless more of them are filled."""
+        self._cache.most = most
+        self._cache.shrink(max((row.columns for row in self.rows), default=0) + 1)
+
+    @property
+    def size(self) -> int:
+        """Rows times columns that the cache has memory for."""
+        return self._cache.capacity * self._cache.columns
+
+    def keys_and_values(self, row: int, first: int, end: int) -> Any:
+        """Return a copy of what the cache holds of a row's tokens ``first`` to ``end``, [2 L, n, end - first, d]."""
+        width = self.rows[row].prefix_length
+        return self._cache.read(row, width + first, width + end)
 
     def _piece(self, rows: int, left: int) -> int:
         """Return how many tokens of each prompt run in one call."""

@@ -7,10 +7,8 @@ prompt has a cache of its own until it has been run; then its row joins the othe
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,113 +18,22 @@ import paddle
 
 from paddlesft.errors import PaddleSFTError, UserError
 from paddlesft.inference.cached_runner import CachedRunner
-from paddlesft.inference.engine_requests import (
-    Draining,
-    Finished,
-    GenerationRequest,
-    Piece,
-    QueueFull,
-    Ticket,
-    TokenInfo,
-)
-from paddlesft.inference.reply import GrowingReply, token_limits
-from paddlesft.inference.sampling import RowSampler, Sampler
+from paddlesft.inference.engine_requests import Draining, GenerationRequest, QueueFull, Ticket
+from paddlesft.inference.engine_statistics import EngineCounters, EngineLimits, EngineStats
+from paddlesft.inference.engine_work import Work
+from paddlesft.inference.prefix_cache import PrefixCache
+from paddlesft.inference.reply import token_limits
+from paddlesft.inference.sampling import choose_each
 from paddlesft.inference.step_model import EagerModel, StepModel
-from paddlesft.inference.streaming import TextStream
+from paddlesft.models.steps import step_refusal
 from paddlesft.models.steps.inputs import Row
 
 logger = logging.getLogger("paddlesft")
 
 ALONE = 512  # tokens of a prompt's piece while no reply waits for its next token
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineLimits:
-    """How much the engine takes on.
-
-    Attributes:
-        max_rows: replies written at the same time.
-        max_queue: requests that may wait besides.
-        kv_tokens: most columns of the cache, counted as replies times the longest of them, prompt and the reply's most
-            tokens together; None: as many as the replies need.
-        prefill_tokens: tokens of prompts that run between two tokens of the replies.
-        request_timeout: seconds from submission after which a reply ends with what it has; None: never.
-    """
-
-    max_rows: int = 8
-    max_queue: int = 32
-    kv_tokens: int | None = None
-    prefill_tokens: int = 64
-    request_timeout: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineStats:
-    """What the engine is doing, and has done.
-
-    Attributes:
-        active: replies being written.
-        waiting: requests whose prompts have not been run, the one that is running included.
-        kv_tokens_used: columns of the cache that are reserved, see ``EngineLimits.kv_tokens``.
-        kv_tokens_limit: the limit; None without one.
-        prompt_tokens: that were run since the start.
-        generated_tokens: since the start.
-        steps: calls of the model for next tokens.
-        requests: that have ended, by finish reason.
-        rejected: requests that were refused because the queue was full.
-    """
-
-    active: int
-    waiting: int
-    kv_tokens_used: int
-    kv_tokens_limit: int | None
-    prompt_tokens: int
-    generated_tokens: int
-    steps: int
-    requests: dict[str, int]
-    rejected: int
-
-
-class _Work:
-    """A request inside the engine."""
-
-    def __init__(self, ticket: Ticket, columns: int, limit: int) -> None:
-        request = ticket.request
-        self.ticket, self.columns = ticket, columns
-        stop = frozenset(request.stop_token_ids) | frozenset(request.options.stop_token_ids)
-        stream = TextStream(request.tokenizer, request.options.stop) if request.tokenizer is not None else None
-        self.reply = GrowingReply(0, limit, stop, request.options, stream)
-        self.sampler = RowSampler(request.options, request.prompt, stop, request.row)
-        self.last_token = 0
-        self.text = ""
-        self.cached_tokens = 0
-        self.begun: float | None = None
-        self.first: float | None = None
-
-    def take(self, token: int, info: TokenInfo) -> None:
-        """Add a token that was chosen."""
-        self.first = self.first or time.monotonic()
-        self.last_token = token
-        text = self.reply.add(token)
-        self.text += text
-        self.ticket.put(Piece(text, (info,)))
-
-    def end(self, reason: str, error: str | None = None) -> None:
-        """Tell whoever waits that this is all."""
-        now, since = time.monotonic(), self.ticket.submitted
-        self.ticket.put(
-            Finished(
-                finish_reason=reason,
-                text=self.text,
-                prompt_tokens=len(self.ticket.request.prompt),
-                cached_tokens=self.cached_tokens,
-                generated_tokens=self.reply.num_tokens,
-                error=error,
-                queue_seconds=(self.begun or now) - since,
-                first_token_seconds=None if self.first is None else self.first - since,
-                seconds=now - since,
-            )
-        )
+FAILURES = 3  # of the model, one after the other, after which the engine ends
+REASONS = ("stop", "length", "cancelled", "timeout")  # why replies end that did not fail
+STOPPING = "The server is stopping."
 
 
 class Engine:
@@ -134,36 +41,47 @@ class Engine:
 
     Args:
         model: in memory, bare or with its adapter, or a static graph, or one that holds several adapters.
-        limits: how much it takes on.
+        limits: how much it takes on; None: ``EngineLimits()``.
         pad_token_id: any valid id; it fills shorter rows and is masked.
         make_runner: makes what holds the cache of a batch.
 
     Attributes:
         limits: as given.
         failed: why the engine has stopped working; None while it works.
+
+    Raises:
+        UserError: the model cannot be computed token by token with replies of different age.
     """
 
     def __init__(
         self,
         model: paddle.nn.Layer | StepModel,
-        limits: EngineLimits = EngineLimits(),
+        limits: EngineLimits | None = None,
         pad_token_id: int = 0,
         make_runner: Callable[[StepModel], CachedRunner] = CachedRunner,
     ) -> None:
         if isinstance(model, paddle.nn.Layer):
+            refusal = step_refusal(model)
+            if refusal:
+                raise UserError(
+                    f"This model cannot be served: {refusal}, and replies of different age need that. It runs in "
+                    "batches: paddlesft predict. paddlesft models shows the families and what they can do."
+                )
             model.eval()
             model = EagerModel(model, pad_token_id)
-        self.limits = limits
+        self.limits = limits = limits or EngineLimits()
         self.failed: str | None = None
-        self._model, self._make_runner = model, make_runner
+        self._model, self._make_runner, self._device = model, make_runner, paddle.get_device()
         self._batch = make_runner(model)
-        self._active: list[_Work] = []
-        self._joining: tuple[_Work, CachedRunner] | None = None
-        self._waiting: deque[_Work] = deque()
-        self._wake = threading.Condition()
+        self._batch.limit(limits.kv_tokens)
+        self._prefixes = PrefixCache(0 if model.inputs.whole_prompts else limits.prefix_cache_tokens)
+        self._active: list[Work] = []  # in the order of the batch
+        self._joining: tuple[Work, CachedRunner] | None = None
+        self._waiting: deque[Work] = deque()
+        self._wake = threading.Condition()  # of the three above, and these
         self._draining = self._closing = False
-        self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0, "rejected": 0}
-        self._ended: dict[str, int] = {}
+        self._failures = 0
+        self._counters = EngineCounters()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- called by any thread ---------------------------------------------------------------------------------------
@@ -177,11 +95,13 @@ class Engine:
         """Ask for a reply.
 
         Raises:
-            UserError: the prompt is empty, or it and its reply can never fit.
+            UserError: the prompt is empty or has tokens that the model lacks, it and its reply can never fit, or the
+                options need what is not there.
             QueueFull: too many requests wait.
             Draining: the engine ends.
         """
         limit = token_limits(self._model.config, [request.prompt], request.options)[0]
+        _check_tokens(request, self._model.config.vocab_size)
         prefix = self._model.prefixes.get(request.adapter)
         columns = len(request.prompt) + limit + (0 if prefix is None else prefix.shape[2])
         if self.limits.kv_tokens is not None and columns > self.limits.kv_tokens:
@@ -189,71 +109,80 @@ class Engine:
                 f"The prompt has {len(request.prompt)} tokens and its reply may have {limit}; this server has room for "
                 f"{self.limits.kv_tokens} together. Shorten the prompt, or ask for fewer tokens."
             )
-        work = _Work(Ticket(request, self._wake), columns, limit)
+        work = Work(Ticket(request, self._wake), columns, limit)
         with self._wake:
-            if self._draining or self.failed:
-                raise Draining(self.failed or "The server is stopping.")
+            if self._draining:
+                raise Draining(self.failed or STOPPING)
             if self._present() >= self.limits.max_rows + self.limits.max_queue:
-                self._counts["rejected"] += 1
-                raise QueueFull(len(self._waiting), self._retry_after())
+                self._counters.add(rejected=1)
+                # when a part of those that wait is gone: whoever asks again is not alone
+                raise QueueFull(len(self._waiting), self._counters.seconds_for(1 + len(self._waiting) // 4))
             self._waiting.append(work)
             self._wake.notify_all()
         return work.ticket
 
     def stats(self) -> EngineStats:
         """Return what the engine is doing, and has done."""
+        counts, ended = self._counters.values()
         with self._wake:
             return EngineStats(
                 active=len(self._active),
                 waiting=len(self._waiting) + (self._joining is not None),
                 kv_tokens_used=self._reserved(self._inside()),
                 kv_tokens_limit=self.limits.kv_tokens,
-                requests=dict(self._ended),
-                **self._counts,
+                prefix_cache_tokens=self._prefixes.tokens,
+                requests=ended,
+                **counts,
             )
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests, let those that are here end, and stop.
 
         Args:
-            seconds: after which the rest is cancelled.
+            seconds: after which the rest is cut off, with an error.
 
         Returns:
             Whether all of them ended by themselves.
         """
         with self._wake:
             self._draining = True
-            complete = self._wake.wait_for(lambda: not self._present() or self.failed, timeout=seconds)
+            complete = self._wake.wait_for(lambda: not self._present(), timeout=seconds)
         self.close()
-        return bool(complete)
+        return complete and self.failed is None
 
     def close(self) -> None:
-        """Stop at once; what is being written ends with an error."""
+        """Stop at once; what is here ends with an error."""
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        else:
+            self._end_all(STOPPING)
 
     # --- the engine's thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
+        try:
+            paddle.set_device(self._device)
+            while self._has_work():
+                try:
+                    self._turn()
+                except Exception as error:  # of the model: what is in its cache is lost, the engine goes on
+                    self._fail(error)
+        except BaseException:
+            self.failed = "The engine broke down."
+            logger.exception(self.failed)
+        finally:
             with self._wake:
-                self._wake.wait_for(lambda: self._present() or self._closing)
-                if self._closing:
-                    break
-            try:
-                self._turn()
-            except Exception as error:  # of the model: what is in its cache is lost, the engine goes on
-                logger.exception("The model failed; the replies it was writing end.")
-                self._abandon(f"The model failed: {type(error).__name__}.")
-        self._abandon("The server is stopping.")
+                self._draining = self._closing = True
+            self._end_all(self.failed or STOPPING)
+
+    def _has_work(self) -> bool:
+        """Wait for a request; return False at the end."""
         with self._wake:
-            rest = list(self._waiting)
-            self._waiting.clear()
-        for work in rest:
-            self._end(work, "error", "The server is stopping.")
+            self._wake.wait_for(lambda: self._present() or self._closing)
+            return not self._closing
 
     def _turn(self) -> None:
         self._drop_unwanted()
@@ -262,68 +191,83 @@ class Engine:
 
     def _drop_unwanted(self) -> None:
         """End what was cancelled or takes too long."""
+        timeout = self.limits.request_timeout
         with self._wake:
-            unwanted = [work for work in self._waiting if self._unwanted(work)]
-            for work in unwanted:
+            unwanted = [(work, reason) for work in self._waiting if (reason := work.unwanted(timeout))]
+            for work, _ in unwanted:
                 self._waiting.remove(work)
-        if self._joining is not None and self._unwanted(self._joining[0]):
-            unwanted.append(self._joining[0])
-            self._joining = None
-        for work in unwanted:
-            self._end(work, self._unwanted(work))
-        self._leave({index: reason for index, work in enumerate(self._active) if (reason := self._unwanted(work))})
-
-    def _unwanted(self, work: _Work) -> str:
-        """Return "cancelled" or "timeout" for a reply that has to end, else ""."""
-        request = work.ticket.request
-        timeout = self.limits.request_timeout if request.timeout is None else request.timeout
-        if work.ticket.cancelled:
-            return "cancelled"
-        return "timeout" if timeout is not None and time.monotonic() - work.ticket.submitted > timeout else ""
+            if self._joining is not None and (reason := self._joining[0].unwanted(timeout)):
+                unwanted.append((self._joining[0], reason))
+                self._joining = None
+        for work, reason in unwanted:
+            self._end(work, reason)
+        self._leave({index: reason for index, work in enumerate(self._active) if (reason := work.unwanted(timeout))})
 
     def _run_prompts(self) -> None:
         """Run pieces of prompts; a prompt that has ended becomes a reply."""
-        left = self.limits.prefill_tokens if self._active else ALONE
+        left = ALONE
         while left > 0:
+            if self._active:
+                left = min(left, self.limits.prefill_tokens)
             if self._joining is None and not self._begin_next():
                 return
             work, runner = self._joining
             before = runner.rows[0].length
-            logits = runner.advance(left)
+            try:
+                logits = runner.advance(left)
+            except PaddleSFTError as error:  # what the family's inputs say of this prompt
+                with self._wake:
+                    self._joining = None
+                self._end(work, "error", str(error))
+                continue
             ran = runner.rows[0].length - before
             left -= ran
-            self._counts["prompt_tokens"] += ran
+            self._counters.add(prompt_tokens=ran)
             if logits is not None:
-                self._joining = None
-                self._batch.join(runner)
-                with self._wake:
-                    self._active.append(work)
-                self._choose([work], logits, first=len(self._active) - 1)
+                self._join(work, runner, logits)
 
     def _begin_next(self) -> bool:
         """Make the longest waiting request the one whose prompt runs, if there is room for it."""
+        limit = self.limits.kv_tokens
         with self._wake:
             if not self._waiting or len(self._active) >= self.limits.max_rows:
                 return False
-            limit = self.limits.kv_tokens
             if limit is not None and self._reserved([*self._active, self._waiting[0]]) > limit:
                 return False
-            work = self._waiting.popleft()
-            runner = self._make_runner(self._model)
+            work, runner = self._waiting.popleft(), self._make_runner(self._model)
             self._joining = (work, runner)
-        work.begun = time.monotonic()
-        runner.begin([Row(work.ticket.request.prompt, adapter=work.ticket.request.adapter)])
+        if limit is not None:
+            runner.limit(work.columns)
+            self._batch.limit(limit - work.columns)
+        work.begin()
+        request = work.ticket.request
+        known = self._prefixes.find(request.adapter, request.prompt[:-1])  # the last token gives the first logits
+        runner.begin([Row(request.prompt, adapter=request.adapter)], [known])
+        work.cached_tokens = runner.rows[0].length
+        self._counters.add(cached_tokens=work.cached_tokens)
         return True
+
+    def _join(self, work: Work, runner: CachedRunner, logits: Any) -> None:
+        """Make a prompt that has been run a row of the batch, and choose its first token."""
+        row = len(self._active)
+        self._batch.limit(self.limits.kv_tokens)
+        self._batch.join(runner)
+        with self._wake:
+            self._joining = None
+            self._active.append(work)
+        self._choose([work], logits, row)
+        if row < len(self._active):  # it has not ended at once
+            self._remember(row)
 
     def _run_replies(self) -> None:
         """Run one token of every reply."""
         if not self._active:
             return
-        logits = self._batch.step(np.array([work.last_token for work in self._active], dtype=np.int64))
-        self._counts["steps"] += 1
+        logits = self._batch.step(np.array([work.tokens[-1] for work in self._active], dtype=np.int64))
+        self._counters.add(steps=1)
         self._choose(self._active, logits)
 
-    def _choose(self, works: list[_Work], logits: Any, first: int = 0) -> None:
+    def _choose(self, works: list[Work], logits: Any, first: int = 0) -> None:
         """Choose the next token of replies, and let those go that have ended.
 
         Args:
@@ -332,81 +276,112 @@ class Engine:
             first: index of the first of them in the batch.
         """
         ended: dict[int, str] = {}
-        chosen: list[int | PaddleSFTError] = []
-        try:
-            chosen += Sampler([work.sampler for work in works])(logits).tolist()
-        except PaddleSFTError:  # of one row, which must not end the others
-            chosen = [self._one_choice(work, logits, index) for index, work in enumerate(works)]
-        for index, (work, token) in enumerate(zip(works, chosen)):
+        tokens = choose_each([work.sampler for work in works], logits)
+        for index, (work, token) in enumerate(zip(works, tokens)):
             if isinstance(token, PaddleSFTError):
                 ended[first + index] = str(token)
                 continue
-            self._counts["generated_tokens"] += 1
-            work.take(token, self._info(work, token, logits, index))
+            try:
+                work.take(token, logits, index)
+            except Exception:  # of its tokenizer
+                logger.exception("The text of request %s cannot be made.", work.ticket.request.request_id)
+                ended[first + index] = "The reply's text cannot be made."
+                continue
             if work.reply.finish_reason is not None:
                 ended[first + index] = work.reply.finish_reason
+        self._counters.add(generated_tokens=sum(not isinstance(token, PaddleSFTError) for token in tokens))
         self._leave(ended)
 
-    @staticmethod
-    def _one_choice(work: _Work, logits: Any, index: int) -> int | PaddleSFTError:
-        try:
-            return int(Sampler([work.sampler])(logits[index : index + 1])[0])
-        except PaddleSFTError as error:
-            return error
-
-    @staticmethod
-    def _info(work: _Work, token: int, logits: Any, index: int) -> TokenInfo:
-        count = work.ticket.request.logprobs
-        if count is None:
-            return TokenInfo(token)
-        row = np.asarray(logits[index], dtype=np.float64)
-        row = row - row.max()
-        row -= np.log(np.exp(row).sum())
-        likely = np.argsort(-row, kind="stable")[:count]
-        return TokenInfo(token, float(row[token]), tuple((int(one), float(row[one])) for one in likely))
-
     def _leave(self, ended: dict[int, str]) -> None:
-        """End replies, by index in the batch."""
+        """End replies.
+
+        Args:
+            ended: one of ``REASONS``, or what went wrong, by index in the batch.
+        """
         if not ended:
             return
-        going = [index for index in range(len(self._active)) if index not in ended]
+        for index, reason in ended.items():
+            if reason in REASONS:
+                self._remember(index)
         gone = [(self._active[index], reason) for index, reason in ended.items()]
+        going = [index for index in range(len(self._active)) if index not in ended]
+        self._batch.keep(going)
         with self._wake:
             self._active = [self._active[index] for index in going]
-        self._batch.keep(going)
         for work, reason in gone:
-            known = reason in ("stop", "length", "cancelled", "timeout")
-            self._end(work, reason if known else "error", None if known else reason)
+            if reason in ("stop", "length"):
+                self._failures = 0
+            self._end(work, reason)
 
-    def _end(self, work: _Work, reason: str, error: str | None = None) -> None:
-        work.end(reason, error)
+    def _remember(self, row: int) -> None:
+        """Keep what was computed of a row, for texts that begin alike."""
+        work, length = self._active[row], self._batch.rows[row].length
+        adapter = work.ticket.request.adapter
+        self._prefixes.add(adapter, work.tokens[:length], lambda *span: self._batch.keys_and_values(row, *span))
+
+    def _end(self, work: Work, reason: str) -> None:
+        """Tell whoever waits for a reply that it has ended: one of ``REASONS``, or what went wrong."""
+        if reason in REASONS:
+            work.end(reason)
+        else:
+            logger.warning("Request %s ends with an error: %s", work.ticket.request.request_id, reason)
+            work.end("error", reason)
+        self._counters.ended(reason if reason in REASONS else "error")
         with self._wake:
-            self._ended[reason] = self._ended.get(reason, 0) + 1
             self._wake.notify_all()
 
-    def _abandon(self, error: str) -> None:
-        """End everything whose keys and values are lost."""
+    def _fail(self, error: Exception) -> None:
+        """Go on after an error of the model, but not for ever; what was in its cache is lost."""
+        self._failures += 1
+        self._counters.add(failures=1)
+        message = f"The model failed: {type(error).__name__}."
+        logger.error("The model failed, %d in a row; the replies it was writing end.", self._failures, exc_info=error)
         with self._wake:
             lost = self._inside()
             self._active, self._joining = [], None
+            if self._failures >= FAILURES:
+                self.failed = f"{message} It failed {FAILURES} times in a row."
+                self._draining = self._closing = True
         self._batch = self._make_runner(self._model)
+        self._batch.limit(self.limits.kv_tokens)
+        self._prefixes.clear()
         for work in lost:
-            self._end(work, "error", error)
+            self._end(work, message)
+
+    def _end_all(self, error: str) -> None:
+        """End everything that is here."""
+        with self._wake:
+            lost = [*self._inside(), *self._waiting]
+            self._active, self._joining = [], None
+            self._waiting.clear()
+        self._batch.keep([])
+        for work in lost:
+            self._end(work, error)
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
-    def _inside(self) -> list[_Work]:
+    def _inside(self) -> list[Work]:
         return [*self._active, *([self._joining[0]] if self._joining else [])]
 
     def _present(self) -> int:
         return len(self._active) + (self._joining is not None) + len(self._waiting)
 
     @staticmethod
-    def _reserved(works: Iterable[_Work]) -> int:
+    def _reserved(works: Iterable[Work]) -> int:
         """Columns of the cache that these replies may come to fill: it is as wide as the longest."""
         columns = [work.columns for work in works]
         return len(columns) * max(columns, default=0)
 
-    def _retry_after(self) -> float:
-        """Guess when the next request ends, in seconds."""
-        return 1.0
+
+def _check_tokens(request: GenerationRequest, vocabulary: int) -> None:
+    """Refuse token ids that the model does not have, and stop strings without a tokenizer.
+
+    Raises:
+        UserError: naming them.
+    """
+    if request.options.stop and request.tokenizer is None:
+        raise UserError("Stop strings need the model's tokenizer.")
+    for what, tokens in (("The prompt", request.prompt), ("logit_bias", request.options.logit_bias)):
+        wrong = [token for token in tokens if not 0 <= token < vocabulary]
+        if wrong:
+            raise UserError(f"{what} names the token {wrong[0]}; the model has the tokens 0 to {vocabulary - 1}.")

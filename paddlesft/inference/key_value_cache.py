@@ -22,16 +22,20 @@ COLUMNS = 64  # a filled block grows by whole multiples of this, and by at least
 class KeyValueCache:
     """A block [2 L, b, n, m, d]: keys and values of each layer in turn.
 
-    Memory is the largest number of rows there was, times the columns; while it grows, the old block is there too.
+    Memory is ``capacity`` times the columns; while it grows or shrinks, the old block is there too.
 
     Args:
         shape: of one column.
         on_device: the block is a tensor on the device that is set.
+
+    Attributes:
+        most: rows times columns that the block has at most, unless more of them are filled; None: no bound.
     """
 
     def __init__(self, shape: CacheShape, on_device: bool = False) -> None:
         self._shape, self._on_device = shape, on_device
-        self._memory: Any = None  # as many rows as there ever were
+        self.most: int | None = None
+        self._memory: Any = None
         self._rows = 0
         self._tensors: list[paddle.Tensor] | None = None
 
@@ -39,6 +43,11 @@ class KeyValueCache:
     def rows(self) -> int:
         """b."""
         return self._rows
+
+    @property
+    def capacity(self) -> int:
+        """Rows that memory is there for."""
+        return 0 if self._memory is None else self._memory.shape[1]
 
     @property
     def columns(self) -> int:
@@ -53,24 +62,28 @@ class KeyValueCache:
     def open(self, rows: int) -> None:
         """Begin with rows of a single column, which holds nothing: a graph cannot do without one."""
         self._memory, self._rows = None, 0
-        self._grow(rows, 1)
+        self._resize(rows, 1)
         self._admit(rows)
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for ``rows`` rows of ``columns`` columns. What is there stays."""
-        capacity = 0 if self._memory is None else self._memory.shape[1]
-        if rows > capacity or columns > self.columns:
-            wide = columns > self.columns
-            wanted = -(-max(columns, self.columns * 5 // 4) // COLUMNS) * COLUMNS if wide else self.columns
-            self._grow(max(rows, capacity), wanted)
+        """Make room for ``rows`` rows, of which the longest fills ``columns``. What is there stays."""
+        capacity, wide, many = self.capacity, columns > self.columns, rows > self.capacity
+        if wide or many:
+            roomy = _in_steps(max(columns, self.columns * 5 // 4)) if wide else self.columns
+            spare = max(rows, 2 * capacity) if many and self._rows else max(rows, capacity)
+            for size in ((spare, roomy), (rows, roomy), (rows, columns)):
+                if self.most is None or size[0] * size[1] <= self.most:
+                    break
+            self._resize(*size)
         self._admit(rows)
 
-    def _grow(self, rows: int, columns: int) -> None:
+    def _resize(self, rows: int, columns: int) -> None:
         shape, old = self._shape, self._memory
         size = [2 * shape.num_layers, rows, shape.num_heads, columns, shape.head_dim]
         self._memory = paddle.zeros(size, shape.dtype) if self._on_device else np.zeros(size, shape.dtype)
         if self._rows:
-            self._memory[:, : self._rows, :, : old.shape[3]] = old[:, : self._rows]
+            kept = min(columns, old.shape[3])
+            self._memory[:, : self._rows, :, :kept] = old[:, : self._rows, :, :kept]
         self._tensors = None
 
     def _admit(self, rows: int) -> None:
@@ -80,46 +93,52 @@ class KeyValueCache:
         self._memory[:, self._rows : rows] = 0  # of rows that left, and 0 times NaN is NaN
         self._rows, self._tensors = rows, None
 
-    def fill(self, row: int, content: Any) -> None:
-        """Put keys and values, of a tuned prefix for instance, into the first columns of a row.
+    def fill(self, row: int, first: int, content: Any) -> None:
+        """Put keys and values that are known, of a tuned prefix for instance, into columns of a row.
 
         Args:
             row: which.
+            first: the first column.
             content: [2 L, n, w, d]; there is room for them.
         """
         if self._on_device and not isinstance(content, paddle.Tensor):
             content = paddle.to_tensor(content).astype(self._shape.dtype)
-        self._memory[:, row, :, : content.shape[2]] = content
+        self._memory[:, row, :, first : first + content.shape[2]] = content
 
-    def read(self, row: int, columns: int) -> Any:
-        """Return a copy of the first columns of a row, [2 L, n, w, d]."""
-        content = self._memory[:, row, :, :columns]
+    def read(self, row: int, first: int, end: int) -> Any:
+        """Return a copy of columns of a row, [2 L, n, end - first, d]."""
+        content = self._memory[:, row, :, first:end]
         return content.clone() if self._on_device else content.copy()
 
-    def join(self, other: KeyValueCache) -> None:
-        """Put the rows of another cache behind those of this one; the other one is not to be used any more."""
+    def join(self, other: KeyValueCache, columns: int) -> None:
+        """Put the rows of another cache behind those of this one; the other one is not to be used any more.
+
+        Args:
+            other: of the same model.
+            columns: that the longest row of both fills.
+        """
         if not self._rows:
             self._memory, self._rows, self._tensors = other._memory, other._rows, other._tensors
             return
-        first, capacity, wanted = self._rows, self._memory.shape[1], self._rows + other._rows
-        if wanted > capacity or other.columns > self.columns:
-            self._grow(max(2 * capacity, wanted) if wanted > capacity else capacity, max(self.columns, other.columns))
-        self._admit(wanted)
-        self._memory[:, first:wanted, :, : other.columns] = other.block
+        first, wanted = self._rows, self._rows + other._rows
+        self.reserve(wanted, columns)
+        kept = min(other.columns, self.columns)
+        self._memory[:, first:wanted, :, :kept] = other.block[:, :, :, :kept]
 
     def shrink(self, columns: int) -> None:
-        """Give memory back when at most half of the columns are needed.
+        """Give memory back when at most half of the columns or a quarter of all is needed, or it is above ``most``.
 
         Args:
             columns: that are filled, or will be soon.
         """
-        wanted = -(-columns // COLUMNS) * COLUMNS
         if not self._rows:
             self._memory, self._tensors = None, None
-        elif 2 * wanted <= self.columns:
-            old, self._memory = self._memory[:, : self._rows, :, :wanted], None
-            self._memory = old.clone() if self._on_device else old.copy()
-            self._tensors = None
+            return
+        wanted, there = _in_steps(columns), self.capacity * self.columns
+        above = self.most is not None and there > self.most
+        if above or 2 * wanted <= self.columns or 4 * self._rows * wanted <= there:
+            fits = self.most is None or self._rows * wanted <= self.most
+            self._resize(self._rows, wanted if fits else columns)
 
     def write(self, starts: Sequence[int], counts: Sequence[int], new: Any) -> None:
         """Put new tokens behind those that are there.
@@ -155,3 +174,8 @@ class KeyValueCache:
             whole = self._memory if self._on_device else paddle.utils.dlpack.from_dlpack(self._memory)
             self._tensors = [whole[layer][: self._rows] for layer in range(whole.shape[0])]
         return self._tensors
+
+
+def _in_steps(columns: int) -> int:
+    """Round up to whole steps."""
+    return -(-columns // COLUMNS) * COLUMNS

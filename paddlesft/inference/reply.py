@@ -75,10 +75,18 @@ class GrowingReply:
                 self.finish_reason = "stop"
         return text
 
+    def cut(self) -> str:
+        """End a reply that has not finished; return the text that was held back."""
+        return self._stream.finish(False) if self._stream is not None and self.finish_reason is None else ""
+
+    @property
+    def text(self) -> str:
+        """What was given out."""
+        return self._stream.text if self._stream is not None else ""
+
     def result(self) -> Generated:
         """Return what was written."""
-        text = self._stream.text if self._stream is not None else ""
-        return Generated(self._token_ids, self.finish_reason, text, self.num_tokens)
+        return Generated(self._token_ids, self.finish_reason, self.text, self.num_tokens)
 
 
 def token_limits(config: object, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[int]:

@@ -228,7 +228,7 @@ class RowSampler:
         scores = scores / self.options.temperature
         candidates = np.arange(scores.size)
         if 0 < self.options.top_k < scores.size:
-            candidates = np.sort(_most_likely(scores, self.options.top_k))
+            candidates = np.sort(most_likely(scores, self.options.top_k))
         weights = np.exp(scores[candidates] - scores.max())
         if self.options.top_p < 1.0:
             kept = _nucleus(weights / weights.sum(), self.options.top_p)
@@ -242,8 +242,8 @@ class RowSampler:
             return int(candidates[np.argmin(arrival / weights)])
 
 
-def _most_likely(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the ``count`` largest scores; ties go to the lower index."""
+def most_likely(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the ``count`` largest scores, in no order; ties go to the lower index."""
     border = np.partition(scores, scores.size - count)[scores.size - count]
     above = np.flatnonzero(scores > border)
     return np.concatenate([above, np.flatnonzero(scores == border)[: count - above.size]])
@@ -253,12 +253,40 @@ def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     """Return the ascending indices of the smallest most likely set whose probability reaches ``top_p``."""
     pool = np.arange(probabilities.size)
     if pool.size > 1024:  # sorting the whole vocabulary is rarely needed
-        likely = np.sort(_most_likely(probabilities, 512))
+        likely = np.sort(most_likely(probabilities, 512))
         if probabilities[likely].sum() > top_p:
             pool = likely
     order = pool[np.argsort(-probabilities[pool], kind="stable")]
     count = int(np.searchsorted(np.cumsum(probabilities[order]), top_p, side="left")) + 1
     return np.sort(order[:count])
+
+
+def choose_each(rows: Sequence[RowSampler], logits: Any) -> list[int | PaddleSFTError]:
+    """Choose the next token of each row of a batch.
+
+    Args:
+        rows: one sampler for each row of the logits, in their order.
+        logits: tensor or array [b, v].
+
+    Returns:
+        For each row its token, or why none can be chosen: a row's error leaves the others alone.
+    """
+    plain = [row.is_plain_argmax for row in rows]
+    likeliest = _argmax(logits).tolist() if any(plain) else [-1] * len(rows)
+    array: np.ndarray | None = None
+    found: list[int | PaddleSFTError] = []
+    for index, row in enumerate(rows):
+        if plain[index] and likeliest[index] >= 0:
+            row.record(likeliest[index])
+            found.append(likeliest[index])
+            continue
+        if array is None:  # a draw needs random numbers for the whole vocabulary: a GPU's logits cross as they are
+            array = _as_array(logits)
+        try:
+            found.append(row.choose(array[index]))
+        except PaddleSFTError as error:
+            found.append(error)
+    return found
 
 
 class Sampler:
@@ -279,20 +307,26 @@ class Sampler:
 
         Returns:
             int64 array [b].
+
+        Raises:
+            PaddleSFTError: no token can be chosen for a row, see ``RowSampler.choose``.
         """
-        if all(row.is_plain_argmax for row in self.rows):
-            tokens = _argmax(logits)
-            if (tokens >= 0).all():
-                for row, token in zip(self.rows, tokens):
-                    row.record(int(token))
-                return tokens
-        # A row's draw needs random numbers for the whole vocabulary: on a GPU its logits cross as they are.
-        array = _as_array(logits)
-        return np.array([row.choose(array[i]) for i, row in enumerate(self.rows)], dtype=np.int64)
+        found = choose_each(self.rows, logits)
+        for one in found:
+            if isinstance(one, PaddleSFTError):
+                raise one
+        return np.array(found, dtype=np.int64)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep only the rows at ``indices``, in that order."""
         self.rows = [self.rows[i] for i in indices]
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of the softmax of one row of logits, float64 [v]."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max()
+    return shifted - np.log(np.exp(shifted).sum())
 
 
 def _argmax(logits: Any) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 from paddlesft.data.encoding import AS_WRITTEN
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+CHARACTER_BYTES = 4  # of UTF-8, at most
+LONGEST_WAIT = 16  # tokens that are decoded anew with every token after them, in the hope of a character
 
 
 class TextStream:
@@ -23,7 +25,6 @@ class TextStream:
         skip_special_tokens: leave special tokens out of the text.
 
     Attributes:
-        text: the text given out so far.
         stopped_by: the stop string that was found, or None.
     """
 
@@ -37,8 +38,15 @@ class TextStream:
         self._context_start = 0
         self._read = 0
         self._held = ""
-        self.text = ""
+        self._given: list[str] = []
+        # They would be decoded again and again, by a model that writes nothing else.
+        self._without_text = frozenset(getattr(tokenizer, "all_special_ids", ()) if skip_special_tokens else ())
         self.stopped_by: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text given out so far."""
+        return "".join(self._given)
 
     def push(self, token_id: int, may_stop: bool = True) -> str:
         """Add a token.
@@ -50,14 +58,21 @@ class TextStream:
         Returns:
             The text that became certain, perhaps empty. After a stop string was found nothing is added any more.
         """
-        if self.stopped_by is not None:
+        if self.stopped_by is not None or token_id in self._without_text:
             return ""
         self._ids.append(token_id)
+        end = len(self._ids)
         known = self._decode(self._context_start, self._read)
-        text = self._decode(self._context_start, len(self._ids))
+        text = self._decode(self._context_start, end)
         if len(text) <= len(known) or text.endswith(REPLACEMENT):
-            return ""
-        self._context_start, self._read = self._read, len(self._ids)
+            if end - self._read < LONGEST_WAIT:
+                return ""
+            # These are no beginnings of a character: a longer one ends within as many tokens as it has bytes.
+            whole, end = text, end - CHARACTER_BYTES
+            text = self._decode(self._context_start, end)
+            if not whole.startswith(text):
+                return ""
+        self._context_start, self._read = self._read, end
         return self._give_out(text[len(known) :], may_stop)
 
     def finish(self, may_stop: bool = True) -> str:
@@ -76,7 +91,7 @@ class TextStream:
         self._context_start = self._read = len(self._ids)
         certain = self._give_out(rest, may_stop)
         held, self._held = self._held, ""
-        self.text += held
+        self._given.append(held)
         return certain + held
 
     def _give_out(self, new: str, may_stop: bool) -> str:
@@ -86,11 +101,11 @@ class TextStream:
             if found:
                 position, self.stopped_by = min(found)
                 self._held = ""
-                self.text += pending[:position]
+                self._given.append(pending[:position])
                 return pending[:position]
         keep = max((_overlap(pending, text) for text in self._stop), default=0)
         certain, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]
-        self.text += certain
+        self._given.append(certain)
         return certain
 
     def _decode(self, start: int, end: int) -> str:

@@ -33,7 +33,8 @@ def test_rows_of_different_length_stand_behind_their_prefixes(cache: KeyValueCac
     cache.open(3)
     prompts, step = numbers(4, 3, 2, 5, 4), numbers(4, 3, 2, 1, 4) + 1
     cache.reserve(3, 3 + 5)
-    cache.fill(1, PREFIX)
+    cache.fill(1, 0, PREFIX[:, :, :1])
+    cache.fill(1, 1, PREFIX[:, :, 1:])
     before = cache.tensors()
     cache.write([0, 3, 0], [5, 1, 3], prompts if not cache._on_device else paddle.to_tensor(prompts).astype("bfloat16"))
     cache.reserve(3, 3 + 6)
@@ -46,8 +47,8 @@ def test_rows_of_different_length_stand_behind_their_prefixes(cache: KeyValueCac
         assert np.array_equal(found[:, row, :, first:end], prompts[:, row, :, :count])
         assert np.array_equal(found[:, row, :, end], step[:, row, :, 0])
         assert not found[:, row, :, end + 1 :].any()
-    kept = cache.read(1, 4)
-    assert np.array_equal(kept if isinstance(kept, np.ndarray) else kept.astype("float32"), found[:, 1, :, :4])
+    kept = cache.read(1, 1, 4)
+    assert np.array_equal(kept if isinstance(kept, np.ndarray) else kept.astype("float32"), found[:, 1, :, 1:4])
 
 
 def test_rows_leave_in_any_order_and_others_come(cache: KeyValueCache) -> None:
@@ -74,9 +75,9 @@ def test_caches_join_and_give_memory_back(cache: KeyValueCache) -> None:
         one.write([0] * rows, [columns] * rows, np.full([4, rows, 2, columns, 4], value, np.float32))
         return one
 
-    cache.join(filled(2, 5, 1))  # into an empty one
-    cache.join(filled(1, 2 * COLUMNS, 2))  # a longer row
-    cache.join(filled(1, 7, 3))
+    cache.join(filled(2, 5, 1), 5)  # into an empty one
+    cache.join(filled(1, 2 * COLUMNS, 2), 2 * COLUMNS)  # a longer row
+    cache.join(filled(1, 7, 3), 2 * COLUMNS)
     assert (cache.rows, cache.columns) == (4, 2 * COLUMNS)
     expected = np.zeros([4, 4, 2, 2 * COLUMNS, 4])
     expected[:, :2, :, :5], expected[:, 2], expected[:, 3, :, :7] = 1, 2, 3
@@ -90,7 +91,7 @@ def test_caches_join_and_give_memory_back(cache: KeyValueCache) -> None:
     cache.keep([])
     cache.shrink(1)
     assert cache.columns == cache.rows == 0
-    cache.join(filled(1, 3, 4))
+    cache.join(filled(1, 3, 4), 3)
     assert np.array_equal(content(cache)[:, 0, :, :3], np.full([4, 2, 3, 4], 4))
 
 

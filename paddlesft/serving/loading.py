@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -180,8 +181,7 @@ def _name_of(model: str | Path) -> str:
     text = str(model)
     if text.startswith(EMBEDDED):
         return text.removeprefix(EMBEDDED)
-    path = Path(text).expanduser()
-    return path.resolve().name if path.is_dir() else path.name
+    return Path(os.path.abspath(Path(text).expanduser())).name  # a link has a name of its own
 
 
 def _name_problems(base: str, adapters: Sequence[_Named]) -> list[str]:

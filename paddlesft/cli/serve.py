@@ -190,7 +190,8 @@ def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
     """
     from paddlesft.cli.predict import about_quant_type
     from paddlesft.inference.device import use_device
-    from paddlesft.inference.engine import Engine, EngineLimits
+    from paddlesft.inference.engine import Engine
+    from paddlesft.inference.engine_statistics import EngineLimits
     from paddlesft.inference.fused_kernels import about_fused_kernels
     from paddlesft.serving.loading import load_for_serving
 
@@ -211,7 +212,12 @@ def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
     if config.quant_type is not None:
         print(f"Note: {about_quant_type(config.quant_type, loaded.directory, loaded.base.formats)}")
     limits = EngineLimits(
-        config.max_rows, config.max_queue, config.kv_tokens, config.prefill_tokens, config.request_timeout
+        max_rows=config.max_rows,
+        max_queue=config.max_queue,
+        kv_tokens=config.kv_tokens,
+        prefill_tokens=config.prefill_tokens,
+        request_timeout=config.request_timeout,
+        prefix_cache_tokens=config.prefix_cache_tokens,
     )
     engine = Engine(loaded.model, limits, loaded.pad_token_id).start()
     stored = f" ({loaded.base.said})" if loaded.base.said else ""

@@ -113,6 +113,12 @@ class _LimitKeys:
         minimum=1,
         aliases=("max_num_batched_tokens",),
     )
+    prefix_cache_tokens: int = field(
+        4096,
+        "Tokens of earlier prompts and replies that are kept in memory, for prompts that begin with them: shared system "
+        "messages, earlier turns. 0: none. They are not part of kv_tokens.",
+        minimum=0,
+    )
     request_timeout: float | None = field(
         None, "Seconds after which a reply ends with what it has. Unset: never.", over=0
     )

@@ -13,7 +13,7 @@ from paddlesft.inference.engine_requests import Finished, Piece, Ticket, TokenIn
 from paddlesft.serving.request_log import RequestRecord, current
 
 if TYPE_CHECKING:
-    from paddlesft.inference.engine import EngineStats
+    from paddlesft.inference.engine_statistics import EngineStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -91,11 +91,14 @@ class Metrics:
             ("waiting_requests", "Replies that wait for their turn", stats.waiting),
             ("kv_tokens", "Columns of the cache in use", stats.kv_tokens_used),
             ("kv_tokens_limit", "Columns of the cache allowed; 0 without a limit", 0 if limit is None else limit),
+            ("prefix_cache_tokens", "Tokens of earlier prompts and replies that are kept", stats.prefix_cache_tokens),
         )
         counters = (
             ("prompt_tokens", "Tokens of prompts that were run", stats.prompt_tokens),
+            ("cached_tokens", "Tokens of prompts that an earlier one had begun with", stats.cached_tokens),
             ("generated_tokens", "Tokens that were generated", stats.generated_tokens),
             ("steps", "Calls of the model for next tokens", stats.steps),
+            ("model_failures", "Calls of the model that raised an error", stats.failures),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"paddlesft_{name}", text, value=value)

@@ -36,7 +36,7 @@ def test_requests_are_counted_by_path_and_status_and_unknown_paths_together() ->
 
 
 def test_the_engines_figures_are_read_when_they_are_asked_for() -> None:
-    from paddlesft.inference.engine import EngineStats
+    from paddlesft.inference.engine_statistics import EngineStats
 
     metrics = Metrics([])
     assert "paddlesft_active_rows" not in metrics.text().decode()
@@ -51,11 +51,15 @@ def test_the_engines_figures_are_read_when_they_are_asked_for() -> None:
             steps=9,
             requests={},
             rejected=0,
+            cached_tokens=40,
+            failures=1,
+            prefix_cache_tokens=33,
         )
     )
     told = {
         "active_rows": 3, "waiting_requests": 2, "kv_tokens": 96, "kv_tokens_limit": 0, "prompt_tokens_total": 70,
-        "generated_tokens_total": 11, "steps_total": 9,
+        "generated_tokens_total": 11, "steps_total": 9, "cached_tokens_total": 40, "model_failures_total": 1,
+        "prefix_cache_tokens": 33,
     }  # fmt: skip
     assert {name: value(metrics, f"paddlesft_{name}") for name in told} == told
 

@@ -115,7 +115,7 @@ class _LimitKeys:
     )
     prefix_cache_tokens: int = field(
         4096,
-        "Tokens of earlier prompts and replies that are kept in memory, for prompts that begin with them: shared system "
+        "Tokens of earlier prompts and replies that are kept, for prompts that begin with them: shared system "
         "messages, earlier turns. 0: none. They are not part of kv_tokens.",
         minimum=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,17 +42,34 @@ def fit_prompt(renderer: Renderer, conversation: Conversation, limit: int) -> Fi
     Returns:
         The prompt. Where the newest round alone is too long, its beginning is cut, as PaddleNLP does.
     """
-    dropped = 0
-    while True:
-        ids = renderer.render_prompt(conversation.messages, conversation.tools)
+    ids = renderer.render_prompt(conversation.messages, conversation.tools)
+    if len(ids) <= limit:
+        return FittedPrompt(ids)
+    shorter = list(_without_oldest_rounds(conversation))
+    # the fewest rounds to drop, by bisection: histories of strangers may have hundreds
+    too_few, enough, fitting = -1, len(shorter), None
+    while too_few + 1 < enough:
+        middle = (too_few + enough) // 2
+        ids = renderer.render_prompt(shorter[middle].messages, shorter[middle].tools)
         if len(ids) <= limit:
-            return FittedPrompt(ids, dropped)
-        shorter = conversation.without_first_round()
-        if shorter is None:
-            # What the tokenizer puts before every text stays there, as it does in training.
-            head = ids[: min(renderer.encoder.opening_length(ids), limit - 1)]
-            return FittedPrompt(head + ids[len(ids) - limit + len(head) :], dropped, len(ids) - limit)
-        conversation, dropped = shorter, dropped + 1
+            enough, fitting = middle, ids
+        else:
+            too_few = middle
+    if fitting is not None:
+        return FittedPrompt(fitting, enough + 1)
+    newest = shorter[-1] if shorter else conversation
+    ids = renderer.render_prompt(newest.messages, newest.tools)
+    # What the tokenizer puts before every text stays there, as it does in training.
+    head = ids[: min(renderer.encoder.opening_length(ids), limit - 1)]
+    return FittedPrompt(head + ids[len(ids) - limit + len(head) :], len(shorter), len(ids) - limit)
+
+
+def _without_oldest_rounds(conversation: Conversation) -> Iterator[Conversation]:
+    """Yield a conversation with ever fewer rounds, down to its newest."""
+    shorter = conversation.without_first_round()
+    while shorter is not None:
+        yield shorter
+        shorter = shorter.without_first_round()
 
 
 def prompt_limit(src_length: int, max_new_tokens: int, context: int | None) -> int:

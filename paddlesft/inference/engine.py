@@ -84,6 +84,11 @@ class Engine:
         self._counters = EngineCounters()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    @property
+    def config(self) -> Any:
+        """PaddleNLP's config of the model."""
+        return self._model.config
+
     # --- called by any thread ---------------------------------------------------------------------------------------
 
     def start(self) -> Engine:

@@ -5,10 +5,9 @@ serves the rows of every adapter; in between, each row keeps the numbers of its 
 
     y = x W + b + ((x [A1 A2 ...]) * factors) [B1; B2; ...]
 
-``factors`` hold an adapter's scaling in its columns of its rows and 0 elsewhere. On a CPU this is quicker than a loop
-over adapters, which has to gather and scatter rows, and than a batched product, which copies a pair of matrices for
-each row (SmolLM2, 8 rows, rank 8 in all 210 layers: a token takes 5 to 10 % longer than with the base alone, with one
-adapter as with four; the loop takes 25 % longer with four). Its cost grows with the sum of the ranks.
+``factors`` hold an adapter's scaling in its columns of its rows and 0 elsewhere. A loop over adapters has to gather and
+scatter rows, and a batched product copies a pair of matrices for each row: both are slower on a CPU, and more so with
+more adapters. What the adapters cost is in docs/serve.md; it grows with the ranks of the adapters that a batch has.
 
 Shape legend: b rows, s tokens, i inputs and o outputs of a Linear, r rank, R sum of the ranks of a layer's adapters.
 """
@@ -144,7 +143,9 @@ class RowAdapters:
         if tuple(rows) != self._rows:
             self._rows, self._made = tuple(rows), {}
 
-    def factors(self, columns: tuple[tuple[str, int, float], ...], dtype: paddle.dtype) -> paddle.Tensor | None:
+    def factors(
+        self, columns: tuple[tuple[str, int, float], ...], dtype: paddle.dtype
+    ) -> tuple[tuple[int, int], paddle.Tensor] | None:
         """Return what the inner numbers of a layer are multiplied by.
 
         Args:
@@ -152,16 +153,19 @@ class RowAdapters:
             dtype: of the result.
 
         Returns:
-            [b, 1, R]; None where no row has one of these adapters.
+            First and last + 1 of the R columns between which those of the rows' adapters are, and factors [b, 1, n]
+            for these n columns; None where no row has one of the adapters.
         """
         key = (columns, dtype)
         if key not in self._made:
-            values = [
-                [scaling if row == name else 0.0 for name, rank, scaling in columns for _ in range(rank)]
-                for row in self._rows
-            ]
-            some = any(name in self._rows for name, _, _ in columns)
-            self._made[key] = paddle.to_tensor(values, dtype="float32").astype(dtype).unsqueeze(1) if some else None
+            owners = [(name, scaling) for name, rank, scaling in columns for _ in range(rank)]
+            own = np.array([[scaling * (row == name) for name, scaling in owners] for row in self._rows], np.float32)
+            used = np.flatnonzero([name in self._rows for name, _ in owners])
+            made = None
+            if len(used):
+                place = (int(used[0]), int(used[-1]) + 1)
+                made = place, paddle.to_tensor(own[:, None, slice(*place)]).astype(dtype)
+            self._made[key] = made
         return self._made[key]
 
 
@@ -179,20 +183,25 @@ class RowLoRALinear(nn.Layer):
         self.base = base
         self.columns = tuple((name, update.a.shape[1], update.scaling) for name, update in updates.items())
         dtype = base.weight.dtype if isinstance(base, nn.Linear) else paddle.get_default_dtype()
-        side_by_side = np.concatenate([update.a for update in updates.values()], axis=1)
-        one_below_the_other = np.concatenate([update.b for update in updates.values()], axis=0)
-        self.register_buffer("lora_A", paddle.to_tensor(side_by_side).astype(dtype), persistable=False)
-        self.register_buffer("lora_B", paddle.to_tensor(one_below_the_other).astype(dtype), persistable=False)
+        a = np.concatenate([update.a.T for update in updates.values()])  # so that an adapter's part is contiguous
+        b = np.concatenate([update.b for update in updates.values()])
+        self.register_buffer("lora_A", paddle.to_tensor(a).astype(dtype), persistable=False)
+        self.register_buffer("lora_B", paddle.to_tensor(b).astype(dtype), persistable=False)
         self._rows = rows
+        self._parts: dict[tuple[int, int], tuple[paddle.Tensor, paddle.Tensor]] = {}
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Compute the layer, each row with its own adapter."""
         y = linear(self.base, x)
-        factors = self._rows.factors(self.columns, x.dtype)
-        if factors is None:
+        found = self._rows.factors(self.columns, self.lora_A.dtype)
+        if found is None:
             return y
-        inner = paddle.matmul(x, self.lora_A.astype(x.dtype)) * factors
-        return y + paddle.matmul(inner, self.lora_B.astype(x.dtype)).astype(y.dtype)
+        place, factors = found
+        if place not in self._parts:
+            self._parts[place] = self.lora_A[slice(*place)], self.lora_B[slice(*place)]  # of the same memory
+        a, b = self._parts[place]
+        inner = paddle.matmul(x.astype(a.dtype), a, transpose_y=True) * factors
+        return y + paddle.matmul(inner, b).astype(y.dtype)
 
 
 def put_row_lora(model: nn.Layer, adapters: Mapping[str, Mapping[str, LowRank]]) -> RowAdapters:

@@ -70,14 +70,17 @@ def test_updates_of_several_adapters_are_added_to_their_rows(model: paddle.nn.La
             np.testing.assert_allclose(found[row], x[row] @ wanted, atol=1e-4)
 
 
-def test_factors_are_made_once_for_a_batch() -> None:
-    rows, columns = RowAdapters(), (("a", 2, 0.5), ("b", 1, 3.0))
+def test_factors_are_made_once_for_a_batch_and_only_for_its_adapters() -> None:
+    rows, columns = RowAdapters(), (("a", 2, 0.5), ("b", 1, 3.0), ("c", 1, 7.0))
     rows.choose([None, "b", "a"])
-    factors = rows.factors(columns, paddle.float32)
-    assert factors.numpy()[:, 0].tolist() == [[0, 0, 0], [0, 0, 3], [0.5, 0.5, 0]]
+    place, factors = rows.factors(columns, paddle.float32)
+    assert place == (0, 3) and factors.numpy()[:, 0].tolist() == [[0, 0, 0], [0, 0, 3], [0.5, 0.5, 0]]
     rows.choose([None, "b", "a"])
-    assert rows.factors(columns, paddle.float32) is factors
-    assert rows.factors((("c", 4, 1.0),), paddle.float32) is None
+    assert rows.factors(columns, paddle.float32)[1] is factors
+    assert rows.factors((("d", 4, 1.0),), paddle.float32) is None
+    rows.choose(["c", "b"])
+    place, factors = rows.factors(columns, paddle.float32)
+    assert place == (2, 4) and factors.numpy()[:, 0].tolist() == [[0, 7], [3, 0]]
     rows.choose([None, None])
     assert rows.factors(columns, paddle.float32) is None
 

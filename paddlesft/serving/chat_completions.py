@@ -9,6 +9,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from paddlesft.data.conversation import Message, tool_call
+from paddlesft.data.formats.fields import tools_of
 from paddlesft.inference.engine_requests import Finished, Piece, TokenInfo
 from paddlesft.serving.log_probabilities import token_entry, without_stop
 from paddlesft.serving.requests import GenerationParameters, read_object
@@ -115,11 +116,9 @@ class ChatCompletionRequest(GenerationParameters):
         return found
 
     @property
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools as templates read them; None where none may be called."""
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+    def offers_tools(self) -> bool:
+        """Whether the model may call tools."""
+        return bool(self.tools) and self.tool_choice != "none"
 
 
 class OfferedFunction(BaseModel):
@@ -151,9 +150,10 @@ def create_blueprint(service: Service) -> Blueprint:
 
     @blueprint.post("/v1/chat/completions")
     def chat_completions() -> Response:
-        asked = ChatCompletionRequest.read(read_object(request))
+        content = read_object(request)
+        asked = ChatCompletionRequest.read(content)
         served = service.models.find(asked.model)
-        tools = asked.offered_tools
+        tools = tools_of(content) if asked.offers_tools else None  # as training reads them: templates write their keys
         prompt = service.chat_prompt(served, [message.as_message() for message in asked.messages], tools)
         options = service.options(asked, service.settings.default_max_tokens)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

@@ -223,7 +223,7 @@ class Engine:
             except PaddleSFTError as error:  # what the family's inputs say of this prompt
                 with self._wake:
                     self._joining = None
-                self._end(work, "error", str(error))
+                self._end(work, str(error))
                 continue
             ran = runner.rows[0].length - before
             left -= ran

@@ -78,9 +78,9 @@ class PrefixCache:
             return
         node, length = self._roots.setdefault(adapter, _Node((), None, None)), 0
         for found, shared in self._path(adapter, tokens):
-            length += shared
-            if length < len(tokens):  # more follows
-                node = found if shared == len(found.tokens) else self._split(found, shared)
+            node, length = found, length + shared
+            if length < len(tokens) and shared < len(found.tokens):
+                self._split(found, shared)
         if length < len(tokens):
             leaf = _Node(tokens[length:], read(length, len(tokens)), node)
             leaf.used = self._clock
@@ -90,7 +90,7 @@ class PrefixCache:
             self._drop_oldest()
 
     def _path(self, adapter: str | None, tokens: Sequence[int]) -> Iterator[tuple[_Node, int]]:
-        """Yield the nodes that a text goes through, and how many of their tokens it has; mark them as used."""
+        """Yield the nodes that a text goes through, and how many of their tokens it has; those are used now."""
         self._clock += 1
         node, position = self._roots.get(adapter), 0
         while node is not None and position < len(tokens):
@@ -100,21 +100,22 @@ class PrefixCache:
             ahead = tokens[position : position + len(node.tokens)]
             pairs = enumerate(zip(node.tokens, ahead))
             shared = next((index for index, (one, other) in pairs if one != other), len(ahead))
-            node.used, whole = self._clock, shared == len(node.tokens)
+            whole = shared == len(node.tokens)
             yield node, shared
+            node.used = self._clock  # of its first part, if it was split meanwhile
             if not whole:
                 return
             position += shared
 
     @staticmethod
-    def _split(node: _Node, count: int) -> _Node:
-        """Put the first ``count`` tokens of a node into a node of their own, before it; return that one."""
-        first = _Node(node.tokens[:count], _copy(node.content[:, :, :count]), node.parent)
-        first.used = node.used
-        first.children[node.tokens[count]] = node
-        node.parent.children[node.tokens[0]] = first
-        node.tokens, node.content, node.parent = node.tokens[count:], _copy(node.content[:, :, count:]), first
-        return first
+    def _split(node: _Node, count: int) -> None:
+        """Leave the first ``count`` tokens in a node, and put the others into one behind it."""
+        rest = _Node(node.tokens[count:], _copy(node.content[:, :, count:]), node)
+        rest.used, rest.children = node.used, node.children
+        for child in rest.children.values():
+            child.parent = rest
+        node.tokens, node.content = node.tokens[:count], _copy(node.content[:, :, :count])
+        node.children = {rest.tokens[0]: rest}
 
     def _drop_oldest(self) -> None:
         leaf = min((node for root in self._roots.values() for node in _leaves(root)), key=lambda node: node.used)

@@ -38,6 +38,30 @@ def test_bytes_that_are_no_utf8_come_out_as_replacement_characters() -> None:
     assert pieces[-1] == "\ufffd"
 
 
+def test_broken_bytes_without_end_are_given_out_and_not_decoded_again_and_again() -> None:
+    class Counting(Bytes):
+        longest = 0
+
+        def decode(self, ids: list[int], skip_special_tokens: bool, **spaces: bool) -> str:
+            self.longest = max(self.longest, len(ids))
+            return super().decode(ids, skip_special_tokens, **spaces)
+
+    draw = np.random.default_rng(0)
+    for data in (
+        b"\xff" * 300,
+        b"\xf0\x9f\x98" * 100,
+        draw.choice([0x80, 0xE4, 0xF0, 0x9F], 2000).tolist(),
+        [256] * 300,
+    ):
+        tokenizer = Counting()
+        stream = TextStream(tokenizer)
+        pieces = [stream.push(token) for token in data]
+        assert data[0] == 256 or any(pieces)
+        pieces.append(stream.finish())
+        assert "".join(pieces) == stream.text == Bytes().decode(list(data), True)
+        assert data[0] == 256 or tokenizer.longest < 40
+
+
 def test_a_stop_string_across_tokens_is_never_shown() -> None:
     pieces, stream = run("one\n\nUser: two", stop=["\nUser:"])
     assert stream.text == "one\n"

@@ -33,6 +33,7 @@ VERBS = {
     "predict": ("paddlesft.cli.predict", "answer the rows of a data file with a model"),
     "chat": ("paddlesft.cli.chat", "talk to a model in the terminal"),
     "serve": ("paddlesft.cli.serve", "answer requests over HTTP, as OpenAI and PaddleNLP do, with a chat page"),
+    "chat-page": ("paddlesft.cli.chat_page", "show a page for talking to the models of a server"),
     "export": ("paddlesft.cli.export", "write a model as a static graph, or in another tool's format, and prove it"),
     "benchmark": ("paddlesft.cli.benchmark", "measure how fast a model or an exported graph is on this machine"),
     "import-gguf": ("paddlesft.cli.import_gguf", "turn a GGUF file into a model directory"),

@@ -16,7 +16,7 @@ from paddlesft.serving.service import end_error
 
 logger = logging.getLogger("paddlesft")
 
-SILENCE = 5.0  # seconds after which a comment is sent, which also shows whether the client is there
+SILENCE = 1.0  # seconds after which a comment is sent, which also shows whether the client is there
 POLL = 0.2  # seconds between two looks at the connection while nothing comes
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

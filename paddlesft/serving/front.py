@@ -56,6 +56,11 @@ class Front:
         """Let nobody in from now on."""
         self._draining = "The server is stopping."
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._in_flight
+
     def wait_until_quiet(self, seconds: float) -> bool:
         """Wait until every request that was let in has been answered; return whether that happened in time."""
         with self._quiet:

@@ -30,6 +30,8 @@ class _BrokenRequest(ErrorTask):
     """Answers what is not HTTP, or too much of it, as every other error is answered."""
 
     def execute(self) -> None:
+        if not hasattr(self.request, "path"):
+            self.request.path = "-"  # waitress logs it when the client has gone, and would break down without it
         code = self.request.error.code
         adjustments = self.channel.server.adj
         message, kind = {

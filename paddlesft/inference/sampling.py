@@ -226,20 +226,23 @@ class RowSampler:
 
     def _draw(self, scores: np.ndarray) -> int:
         scores = scores / self.options.temperature
-        candidates = np.arange(scores.size)
-        if 0 < self.options.top_k < scores.size:
-            candidates = np.sort(most_likely(scores, self.options.top_k))
-        weights = np.exp(scores[candidates] - scores.max())
-        if self.options.top_p < 1.0:
-            kept = _nucleus(weights / weights.sum(), self.options.top_p)
-            candidates, weights = candidates[kept], weights[kept]
         # An exponential race (the Gumbel-max trick): every id of the vocabulary has its own random number, and the id
         # with the smallest arrival time wins with its probability. Rounding differences between batch sizes then
         # change a token only when the two fastest are as close as the rounding, or an id at the border wins; drawing
         # by cumulated probability would move with every id below.
-        arrival = self._random.standard_exponential(scores.size)[candidates]
+        arrival = self._random.standard_exponential(scores.size)
+        candidates, top = None, scores.max()  # None: all; gathering all of them takes as long as the rest
+        if 0 < self.options.top_k < scores.size:
+            candidates = np.sort(most_likely(scores, self.options.top_k))
+            scores, arrival = scores[candidates], arrival[candidates]
+        weights = np.exp(scores - top)
+        if self.options.top_p < 1.0:
+            kept = _nucleus(weights / weights.sum(), self.options.top_p)
+            candidates = kept if candidates is None else candidates[kept]
+            weights, arrival = weights[kept], arrival[kept]
         with np.errstate(divide="ignore"):
-            return int(candidates[np.argmin(arrival / weights)])
+            fastest = int(np.argmin(arrival / weights))
+        return fastest if candidates is None else int(candidates[fastest])
 
 
 def most_likely(scores: np.ndarray, count: int) -> np.ndarray:
@@ -252,10 +255,11 @@ def most_likely(scores: np.ndarray, count: int) -> np.ndarray:
 def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     """Return the ascending indices of the smallest most likely set whose probability reaches ``top_p``."""
     pool = np.arange(probabilities.size)
-    if pool.size > 1024:  # sorting the whole vocabulary is rarely needed
-        likely = np.sort(most_likely(probabilities, 512))
+    for share in (1e-2, 1e-3, 1e-4, 1e-5):  # sorting the whole vocabulary is rarely needed
+        likely = np.flatnonzero(probabilities > probabilities.max() * share)
         if probabilities[likely].sum() > top_p:
             pool = likely
+            break
     order = pool[np.argsort(-probabilities[pool], kind="stable")]
     count = int(np.searchsorted(np.cumsum(probabilities[order]), top_p, side="left")) + 1
     return np.sort(order[:count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +93,21 @@ class Service:
                 seed=None if asked.seed is None else asked.seed % 2**64,
                 stop=asked.stop or (),
                 stop_token_ids=tuple(asked.stop_token_ids or ()),
-                logit_bias={_token(name): bias for name, bias in (asked.logit_bias or {}).items()},
+                logit_bias=self._biases(asked),
                 **values,
             )
         except UserError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(400, str(error), code="invalid_value") from None
+
+    def _biases(self, asked: GenerationParameters) -> dict[int, float]:
+        size = self.engine.config.vocab_size
+        for name in asked.logit_bias or {}:
+            if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < size):
+                raise ApiError(
+                    400, f"logit_bias: found the token {name[:20]!r}; allowed are the model's, 0 to {size - 1}.",
+                    param="logit_bias", code="invalid_value",
+                )  # fmt: skip
+        return {int(name): bias for name, bias in (asked.logit_bias or {}).items()}
 
     def submit(
         self,
@@ -158,10 +169,6 @@ class Service:
             raise ApiError(400, "The prompt has no tokens; a reply needs at least one to follow.", param="prompt")
 
 
-def _token(name: str) -> int | str:
-    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else name
-
-
 def _refused(error: PaddleSFTError) -> ApiError:
     if isinstance(error, QueueFull):
         seconds = str(max(1, round(error.retry_after)))
@@ -197,15 +204,18 @@ def wait_for_all(tickets: Sequence[Any], gone: Callable[[], bool], poll: float =
     Raises:
         ApiError: a reply did not end as it should.
     """
-    found = []
+    found, looked = [], time.monotonic()
     try:
         for ticket in tickets:
             tokens: list[Any] = []
             for event in ticket.events(poll):
-                if event is None:
+                if time.monotonic() - looked > poll:
+                    looked = time.monotonic()
                     if gone():
                         raise ApiError(499, "The client has gone.", code="cancelled")
-                elif isinstance(event, Finished):
+                if event is None:
+                    continue
+                if isinstance(event, Finished):
                     error = end_error(event)
                     if error is not None:
                         raise error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from paddlesft.config.benchmark import BenchmarkConfig
+from paddlesft.config.chat_page import ChatPageConfig
 from paddlesft.config.export import ExportConfig
 from paddlesft.config.fields import LARGEST_SEED, field
 from paddlesft.config.serve import ServeConfig
@@ -238,6 +239,7 @@ VERB_GROUPS: dict[str, type] = {
     "predict": PredictConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,
+    "chat-page": ChatPageConfig,
     "merge-lora": MergeLoraConfig,
     "merge-shards": MergeShardsConfig,
     "split-shards": SplitShardsConfig,

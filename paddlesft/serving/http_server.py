@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import socket
 import threading
 import time
 from typing import Any
@@ -16,9 +14,9 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all
 
-from paddlesft.errors import UserError
 from paddlesft.serving.errors import ApiError
 from paddlesft.serving.front import Front
+from paddlesft.serving.listening import address_of, listen
 from paddlesft.serving.request_log import RequestRecord, request_id
 from paddlesft.serving.settings import ServingSettings
 
@@ -135,8 +133,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return address_of(self.host, self.port)
 
     def stop(self, seconds: float = 5.0) -> None:
         """Send what has been written already, close all connections and end the threads.
@@ -150,29 +147,3 @@ class HttpServer:
         self._server.trigger.pull_trigger(lambda: close_all(self._map, ignore_all=True))  # in the loop's own thread
         self._loop.join(timeout=seconds)
         self._threads.shutdown(timeout=seconds)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address.
-
-    Raises:
-        UserError: the address cannot be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            reason = "another program listens there. Stop it, or choose another port."
-        elif error.errno == errno.EACCES:
-            reason = "this user may not. Choose a port above 1023."
-        else:
-            reason = f"{error.strerror or error}. Choose 127.0.0.1 or an address of this machine."
-        raise UserError(f"Cannot listen on {host} port {port}: {reason}") from None
-    return listener

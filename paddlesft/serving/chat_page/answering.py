@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from paddlesft.serving.chat_page.backend import Backend, BackendError, Text
@@ -40,27 +40,20 @@ async def write_replies(
         reply = chat.begin_reply(model or "")
         messages = chat.messages(system, until=len(chat.turns) - 1)
         writers.append(asyncio.create_task(_write(backend, reply, messages, options, news)))
+    stopped = asyncio.create_task(stop.wait())
     try:
         yield
-        stopped = asyncio.create_task(stop.wait())
-        writers_and_stop = {*writers, stopped}
-        while not stop.is_set() and not all(writer.done() for writer in writers):
+        while not stopped.done() and not all(writer.done() for writer in writers):
             new = asyncio.create_task(news.wait())
-            try:
-                await asyncio.wait({new, *(t for t in writers_and_stop if not t.done())}, return_when="FIRST_COMPLETED")
-            finally:
-                new.cancel()
-            if news.is_set():
-                news.clear()
-                yield
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stop.wait(), BETWEEN_PICTURES)
+            await asyncio.wait({new, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            new.cancel()
+            news.clear()
+            yield
+            await asyncio.wait({stopped}, timeout=BETWEEN_PICTURES)
     finally:
-        with suppress(UnboundLocalError):
-            stopped.cancel()
-        for writer in writers:
-            writer.cancel()
-        await asyncio.gather(*writers, return_exceptions=True)
+        for task in (stopped, *writers):
+            task.cancel()
+        await asyncio.gather(stopped, *writers, return_exceptions=True)
     yield
 
 
@@ -86,6 +79,8 @@ async def _write(
         reply.stopped = True
         raise
     finally:
+        if reply.tokens is None and pieces:
+            reply.tokens, reply.counted = pieces, False
         reply.seconds = time.monotonic() - begun
         reply.running = False
         news.set()

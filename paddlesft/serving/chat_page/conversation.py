@@ -20,6 +20,7 @@ class Reply:
         finish_reason: as the server says.
         prompt_tokens: of the prompt; None: not known.
         tokens: of the reply; None: not known.
+        counted: whether the server said that number; else it is the number of pieces that came.
         first_seconds: from the request to the first text; None: none came.
         seconds: from the request to the end.
     """
@@ -32,6 +33,7 @@ class Reply:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     tokens: int | None = None
+    counted: bool = True
     first_seconds: float | None = None
     seconds: float = 0.0
 

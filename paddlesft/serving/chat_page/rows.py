@@ -37,7 +37,7 @@ def read_row(path: str | Path) -> tuple[Chat, str, bool]:
     path = Path(path)
     try:
         read = read_conversations([path], limit=2, reply_needed=False)
-        if read.problems and (not read.conversations or read.problems[0].source.line == 1):
+        if read.problems:
             raise DataError(str(read.problems[0]))
     except DataError as error:
         raise DataError(str(error).replace(str(path), path.name)) from None

@@ -145,11 +145,12 @@ def _ranks(config: ExportConfig) -> tuple[int, int]:
             f"Ranks export float models as graphs of Paddle, and {found} was asked for. Start paddlesft export without "
             "paddle.distributed.launch, or merge the adapter first: paddlesft merge-lora."
         )
-    from paddlesft.export.tensor_parallel import refuse_indivisible, start_ranks
     from paddlesft.models.load import load_config, paddle_directory
     from paddlesft.models.resolve import find_model
+    from paddlesft.parallel.tensor_ranks import refuse_indivisible, start_ranks
 
-    refuse_indivisible(load_config(paddle_directory(find_model(config.model_name_or_path))), ranks)
+    model = load_config(paddle_directory(find_model(config.model_name_or_path)))
+    refuse_indivisible(model, ranks, "export the whole model")
     return start_ranks()
 
 

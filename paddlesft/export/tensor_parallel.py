@@ -23,10 +23,8 @@ import numpy as np
 import paddle
 from paddle import _C_ops
 from paddle.base import core
-from paddle.distributed import fleet
 
 from paddlesft.directories import new_directory
-from paddlesft.errors import UserError
 from paddlesft.export.check import NEW_TOKENS, CheckReport, GraphDiffers, compare_with, replies_of
 from paddlesft.export.directory import (
     ExportReport,
@@ -51,37 +49,6 @@ from paddlesft.parallel import gloo
 
 MAPPING_FILE = "rank_mapping.csv"
 INPUTS = ("input_ids", "position_ids", "visible", "last")
-
-
-def start_ranks() -> tuple[int, int]:
-    """Let the processes that a launcher has started share each layer.
-
-    Returns:
-        How many there are, and which of them this is.
-    """
-    gloo.install()
-    ranks = paddle.distributed.get_world_size()
-    strategy = fleet.DistributedStrategy()
-    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": ranks, "pp_degree": 1, "sharding_degree": 1}
-    fleet.init(is_collective=True, strategy=strategy)
-    return ranks, paddle.distributed.get_rank()
-
-
-def refuse_indivisible(config: Any, ranks: int) -> None:
-    """Refuse a model whose heads cannot be shared evenly among the ranks.
-
-    Args:
-        config: PaddleNLP's config of the model.
-        ranks: how many there are.
-    """
-    family = family_of(config)
-    heads, kv_heads = family.num_heads(config), family.prefix_kv_heads(config)
-    if heads % ranks or kv_heads % ranks:
-        raise UserError(
-            f"{heads} attention heads and {kv_heads} key/value heads cannot be shared evenly among {ranks} ranks. "
-            "Start a number of ranks that divides both (--nproc_per_node or --gpus), or export the whole model without "
-            "paddle.distributed.launch."
-        )
 
 
 def export_ranks(

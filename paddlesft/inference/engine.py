@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,10 +19,11 @@ import paddle
 
 from paddlesft.errors import PaddleSFTError, UserError
 from paddlesft.inference.cached_runner import CachedRunner
-from paddlesft.inference.engine_requests import Draining, GenerationRequest, QueueFull, Ticket
+from paddlesft.inference.engine_requests import Draining, GenerationRequest, QueueFull, Ticket, check_tokens
 from paddlesft.inference.engine_statistics import EngineCounters, EngineLimits, EngineStats
 from paddlesft.inference.engine_work import Work
 from paddlesft.inference.prefix_cache import PrefixCache
+from paddlesft.inference.prompt_pace import MOST, PromptPace
 from paddlesft.inference.reply import token_limits
 from paddlesft.inference.sampling import choose_each
 from paddlesft.inference.step_model import EagerModel, StepModel
@@ -30,10 +32,10 @@ from paddlesft.models.steps.inputs import Row
 
 logger = logging.getLogger("paddlesft")
 
-ALONE = 512  # tokens of a prompt's piece while no reply waits for its next token
 FAILURES = 3  # of the model, one after the other, after which the engine ends
 REASONS = ("stop", "length", "cancelled", "timeout")  # why replies end that did not fail
 STOPPING = "The server is stopping."
+LAST_SECONDS = 5.0  # that a broken model gets to return
 
 
 class Engine:
@@ -75,6 +77,7 @@ class Engine:
         self._batch = make_runner(model)
         self._batch.limit(limits.kv_tokens)
         self._prefixes = PrefixCache(0 if model.inputs.whole_prompts else limits.prefix_cache_tokens)
+        self._pace = PromptPace(limits.prefill_tokens)
         self._active: list[Work] = []  # in the order of the batch
         self._joining: tuple[Work, CachedRunner] | None = None
         self._waiting: deque[Work] = deque()
@@ -106,7 +109,7 @@ class Engine:
             Draining: the engine ends.
         """
         limit = token_limits(self._model.config, [request.prompt], request.options)[0]
-        _check_tokens(request, self._model.config.vocab_size)
+        check_tokens(request, self._model.config.vocab_size)
         prefix = self._model.prefixes.get(request.adapter)
         columns = len(request.prompt) + limit + (0 if prefix is None else prefix.shape[2])
         if self.limits.kv_tokens is not None and columns > self.limits.kv_tokens:
@@ -155,13 +158,27 @@ class Engine:
         self.close()
         return complete and self.failed is None
 
+    def give_up(self, reason: str) -> None:
+        """End everything with an error, because the model can never be computed again.
+
+        Args:
+            reason: one sentence; becomes ``failed``.
+        """
+        with self._wake:
+            self.failed = self.failed or reason
+            self._draining = self._closing = True
+            self._wake.notify_all()
+        self._thread.join(LAST_SECONDS)
+        if self._thread.is_alive():  # inside a call that waits for what has gone
+            self._end_all(reason)
+
     def close(self) -> None:
         """Stop at once; what is here ends with an error."""
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(None if self.failed is None else LAST_SECONDS)
         else:
             self._end_all(STOPPING)
 
@@ -210,14 +227,14 @@ class Engine:
 
     def _run_prompts(self) -> None:
         """Run pieces of prompts; a prompt that has ended becomes a reply."""
-        left = ALONE
+        left = MOST
         while left > 0:
             if self._active:
-                left = min(left, self.limits.prefill_tokens)
+                left = min(left, self._pace.tokens)
             if self._joining is None and not self._begin_next():
                 return
             work, runner = self._joining
-            before = runner.rows[0].length
+            before, began = runner.rows[0].length, time.monotonic()
             try:
                 logits = runner.advance(left)
             except PaddleSFTError as error:  # what the family's inputs say of this prompt
@@ -227,6 +244,7 @@ class Engine:
                 continue
             ran = runner.rows[0].length - before
             left -= ran
+            self._pace.ran(ran, time.monotonic() - began)
             self._counters.add(prompt_tokens=ran)
             if logits is not None:
                 self._join(work, runner, logits)
@@ -359,9 +377,10 @@ class Engine:
             lost = [*self._inside(), *self._waiting]
             self._active, self._joining = [], None
             self._waiting.clear()
-        self._batch.keep([])
         for work in lost:
             self._end(work, error)
+        if self.failed is None:
+            self._batch.keep([])
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
@@ -376,17 +395,3 @@ class Engine:
         """Columns of the cache that these replies may come to fill: it is as wide as the longest."""
         columns = [work.columns for work in works]
         return len(columns) * max(columns, default=0)
-
-
-def _check_tokens(request: GenerationRequest, vocabulary: int) -> None:
-    """Refuse token ids that the model does not have, and stop strings without a tokenizer.
-
-    Raises:
-        UserError: naming them.
-    """
-    if request.options.stop and request.tokenizer is None:
-        raise UserError("Stop strings need the model's tokenizer.")
-    for what, tokens in (("The prompt", request.prompt), ("logit_bias", request.options.logit_bias)):
-        wrong = [token for token in tokens if not 0 <= token < vocabulary]
-        if wrong:
-            raise UserError(f"{what} names the token {wrong[0]}; the model has the tokens 0 to {vocabulary - 1}.")

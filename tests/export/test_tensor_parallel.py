@@ -10,8 +10,9 @@ import pytest
 from paddlesft.errors import UserError
 from paddlesft.export import tensor_parallel
 from paddlesft.export.check import CheckReport, GraphDiffers, PromptResult
-from paddlesft.export.tensor_parallel import rank_mapping, refuse_faults_of_any, refuse_indivisible
+from paddlesft.export.tensor_parallel import rank_mapping, refuse_faults_of_any
 from paddlesft.models.load import load_config
+from paddlesft.parallel.tensor_ranks import refuse_indivisible
 from tests.parallel.ranks import REPO, launch_well
 
 
@@ -21,7 +22,7 @@ def test_mapping_names_the_ring_of_the_programs() -> None:
 
 def test_heads_that_ranks_cannot_share_are_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"key/value heads cannot be shared evenly among 3 ranks\. Start a number"):
-        refuse_indivisible(load_config(tiny_llama), 3)
+        refuse_indivisible(load_config(tiny_llama), 3, "export the whole model")
 
 
 @pytest.mark.parametrize(("fault", "said"), [("prompt X", "  - prompt X"), ("", "programs of 1 other ranks do not")])

@@ -107,9 +107,10 @@ class _LimitKeys:
     kv_tokens: int | None = field(
         None, "Most tokens that the cache is made for: replies times the longest of them. Unset: no limit.", minimum=16
     )
-    prefill_tokens: int = field(
-        64,
-        "Tokens of new prompts that run between two tokens of the replies: less is smoother, more is sooner.",
+    prefill_tokens: int | None = field(
+        None,
+        "Tokens of new prompts that run between two tokens of the replies: less is smoother, more is sooner. Unset: as "
+        "many as take a quarter of a second.",
         minimum=1,
         aliases=("max_num_batched_tokens",),
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from paddlesft.errors import PaddleSFTError
+from paddlesft.errors import PaddleSFTError, UserError
 from paddlesft.inference.sampling import SamplingOptions
 
 
@@ -55,6 +55,20 @@ class GenerationRequest:
     logprobs: int | None = None
     timeout: float | None = None
     request_id: str = ""
+
+
+def check_tokens(request: GenerationRequest, vocabulary: int) -> None:
+    """Refuse token ids that the model does not have, and stop strings without a tokenizer.
+
+    Raises:
+        UserError: naming them.
+    """
+    if request.options.stop and request.tokenizer is None:
+        raise UserError("Stop strings need the model's tokenizer.")
+    for what, tokens in (("The prompt", request.prompt), ("logit_bias", request.options.logit_bias)):
+        wrong = [token for token in tokens if not 0 <= token < vocabulary]
+        if wrong:
+            raise UserError(f"{what} names the token {wrong[0]}; the model has the tokens 0 to {vocabulary - 1}.")
 
 
 @dataclasses.dataclass(frozen=True)

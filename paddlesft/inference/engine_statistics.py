@@ -22,7 +22,8 @@ class EngineLimits:
         max_queue: requests that may wait besides.
         kv_tokens: most columns of the cache, counted as replies times the longest of them, prompt and the reply's most
             tokens together; None: as many as the replies need.
-        prefill_tokens: tokens of prompts that run between two tokens of the replies.
+        prefill_tokens: tokens of prompts that run between two tokens of the replies; None: as many as take a quarter of
+            a second, 16 to 512.
         request_timeout: seconds from submission after which a reply ends with what it has; None: never.
         prefix_cache_tokens: tokens of earlier prompts and replies whose keys and values are kept, in case another
             prompt begins with them; 0: none. They are not part of ``kv_tokens``.
@@ -34,7 +35,7 @@ class EngineLimits:
     max_rows: int = 8
     max_queue: int = 32
     kv_tokens: int | None = None
-    prefill_tokens: int = 64
+    prefill_tokens: int | None = None
     request_timeout: float | None = None
     prefix_cache_tokens: int = 4096
 
@@ -44,7 +45,7 @@ class EngineLimits:
             ("max_rows", 1), ("max_queue", 0), ("kv_tokens", 2), ("prefill_tokens", 1), ("prefix_cache_tokens", 0),
         ):  # fmt: skip
             value = getattr(self, name)
-            unset = name == "kv_tokens"
+            unset = name in ("kv_tokens", "prefill_tokens")
             if not (unset and value is None) and (type(value) is not int or value < least):
                 allowed = "null or a whole number" if unset else "a whole number"
                 problems.append(f"{name} is {value!r}; allowed: {allowed} from {least}.")

@@ -288,7 +288,7 @@ def test_all_wrong_limits_are_named_at_once() -> None:
         "  - max_rows is 0; allowed: a whole number from 1.",
         "  - max_queue is -1; allowed: a whole number from 0.",
         "  - kv_tokens is 1; allowed: null or a whole number from 2.",
-        "  - prefill_tokens is True; allowed: a whole number from 1.",
+        "  - prefill_tokens is True; allowed: null or a whole number from 1.",
         "  - prefix_cache_tokens is 1.5; allowed: a whole number from 0.",
         "  - request_timeout is 0; allowed: null or a number of seconds above 0.",
     ]

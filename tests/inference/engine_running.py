@@ -43,7 +43,7 @@ class Watched:
     def __init__(self, model: Any) -> None:
         self._model = EagerModel(model, proofs.PADDING) if isinstance(model, paddle.nn.Layer) else model
         self.config, self.cache_shape, self.prefixes = model.config, self._model.cache_shape, self._model.prefixes
-        self.inputs = self._model.inputs
+        self.inputs, self.cache_on_device = self._model.inputs, getattr(self._model, "cache_on_device", False)
         self.calls: list[tuple[int, int]] = []
         self.before: Callable[[StepInputs], object] = lambda inputs: None
         self.after: Callable[[StepInputs, np.ndarray, np.ndarray], object] = lambda inputs, logits, new: None

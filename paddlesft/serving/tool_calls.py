@@ -23,6 +23,7 @@ class ToolCallReader:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self._held = ""
+        self._behind_call = False  # white space between calls, and behind the last, is nobody's text
 
     def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """Add text.
@@ -34,30 +35,36 @@ class ToolCallReader:
         plain, new = "", []
         while OPEN in self._held:
             before, _, behind = self._held.partition(OPEN)
+            plain += self._told(before)
+            self._held = OPEN + behind
             if CLOSE not in behind:
-                plain, self._held = plain + before, OPEN + behind
                 break
-            inside, _, rest = behind.partition(CLOSE)
+            inside, _, self._held = behind.partition(CLOSE)
             call = _read(inside)
             if call is None:  # the model wrote something else there: it is text
-                plain += before + OPEN + inside + CLOSE
+                plain += self._told(OPEN + inside + CLOSE)
             else:
-                plain += before
                 new.append(call)
-            self._held = rest
+                self._behind_call = True
         else:
             keep = next((n for n in range(min(len(OPEN) - 1, len(self._held)), 0, -1) if _ends(self._held, n)), 0)
-            plain += self._held[: len(self._held) - keep]
-            self._held = self._held[len(self._held) - keep :]
+            certain = self._held[: len(self._held) - keep]
+            if not (self._behind_call and not certain.strip()):
+                plain += self._told(certain)
+                self._held = self._held[len(certain) :]
         self.calls += new
-        if self.calls and not plain.strip():
-            plain = ""  # line ends between calls
         return plain, new
 
     def finish(self) -> str:
         """Return the text that was held back: a call that did not become complete is text."""
         held, self._held = self._held, ""
-        return "" if self.calls and not held.strip() else held
+        return self._told(held)
+
+    def _told(self, text: str) -> str:
+        if self._behind_call and not text.strip():
+            return ""
+        self._behind_call = False
+        return text
 
 
 def _ends(text: str, count: int) -> bool:

@@ -36,10 +36,17 @@ class BackendError(PaddleSFTError):
 
 @dataclass(frozen=True)
 class ServedName:
-    """A model as ``/v1/models`` names it; ``adapter`` tells a fine-tuned one, where the server says so."""
+    """A model as ``/v1/models`` names it.
+
+    Attributes:
+        name: of the model.
+        adapter: whether it is a fine-tuned one, where the server says so.
+        context: tokens of prompt and reply that it holds, where the server says so.
+    """
 
     name: str
     adapter: bool = False
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Backend:
             raise _refusal(answer)
         try:
             entries = answer.json()["data"]
-            return [ServedName(str(entry["id"]), bool(entry.get("adapter"))) for entry in entries]
+            return [_served_name(entry) for entry in entries]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BackendError("failed", "/v1/models holds no list of models", answer.status_code) from None
 
@@ -134,6 +141,13 @@ class Backend:
                         yield event
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _no_answer(error) from None
+
+
+def _served_name(entry: Mapping[str, Any]) -> ServedName:
+    context = entry.get("context_length")
+    return ServedName(
+        str(entry["id"]), bool(entry.get("adapter")), context if isinstance(context, int) and context > 1 else None
+    )
 
 
 async def _read(answer: httpx.Response) -> AsyncIterator[Text | End]:

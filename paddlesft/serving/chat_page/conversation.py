@@ -123,6 +123,11 @@ class Chat:
         del self.turns[number:]
         self.ask(prompt)
 
+    @property
+    def has_other_replies(self) -> bool:
+        """Whether the last message has more than one reply."""
+        return bool(self.turns) and len(self.turns[-1].replies) > 1
+
     def show_next_reply(self) -> None:
         """Show another of the last message's replies, and go on from that."""
         turn = self.turns[-1]

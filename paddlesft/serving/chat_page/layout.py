@@ -17,16 +17,23 @@ LATEX = [  # no single $: it stands before prices as often as before formulas
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 
+LONGEST_REPLY, USUAL_REPLY = 4096, 512  # tokens; less where the models hold less
+
 
 @dataclass
 class View:
-    """One tab: its chat components, their models, the box for messages."""
+    """One tab: its chat components, their models, the box for messages, and the buttons that are there at times."""
 
     chats: list[gr.Chatbot]
     models: list[gr.Dropdown]
     box: gr.Textbox
     clear: gr.Button
     buttons: list[gr.Button]
+
+    @property
+    def drawn(self) -> list[Any]:
+        """What changes with the conversations."""
+        return [*self.chats, *self.buttons]
 
 
 @dataclass
@@ -59,6 +66,9 @@ class Layout:
         self.session = gr.State(Session())
         with gr.Row(elem_id="top"):
             self.title = gr.Markdown(f"## {title}")
+            self.settings = words(
+                gr.Button, keys={"value": "settings"}, size="sm", min_width=72, scale=0, elem_id="open-settings"
+            )
             self.dark = gr.Button("◐", size="sm", min_width=44, scale=0, elem_id="dark")
             self.language = words(
                 gr.Button, keys={"value": "other_language"}, size="sm", min_width=72, scale=0, elem_id="language"
@@ -94,7 +104,8 @@ class Layout:
                             value=None,
                             keys={"label": label},
                             allow_custom_value=False,
-                            container=True,
+                            container=False,
+                            show_label=False,
                             elem_id=f"{name}-model-{number}",
                         )
                     )
@@ -125,26 +136,35 @@ class Layout:
         )
         with gr.Row():
             made = [
-                words(gr.Button, keys={"value": key}, size="sm", min_width=120, elem_id=key.replace("_", "-"))
+                words(
+                    gr.Button,
+                    keys={"value": key},
+                    size="sm",
+                    min_width=100,
+                    visible=False,
+                    elem_id=key.replace("_", "-"),
+                )
                 for key in buttons
             ]
-            clear = words(gr.Button, keys={"value": "clear"}, size="sm", min_width=120, elem_id=f"{name}-clear")
+            clear = words(gr.Button, keys={"value": "clear"}, size="sm", min_width=100, elem_id=f"{name}-clear")
         return View(chats, models, box, clear, made)
 
     def _settings(self, words: Any) -> None:
-        self.heading = words(gr.Markdown, keys={"value": "settings"}, elem_id="settings-heading")
+        with gr.Row(elem_id="settings-head"):
+            words(gr.Markdown, keys={"value": "settings"})
+            self.close_settings = gr.Button("✕", size="sm", min_width=44, scale=0, elem_id="close-settings")
 
         def explained(kind: Any, key: str, **rest: Any) -> Any:
             return words(kind, keys={"label": key, "info": f"{key}_info"}, elem_id=key, **rest)
 
         self.system = explained(gr.Textbox, "system", lines=3, max_lines=10)
         self.sampling = [
-            explained(gr.Slider, "max_tokens", minimum=1, maximum=4096, value=512, step=1),
+            explained(gr.Slider, "max_tokens", minimum=1, maximum=LONGEST_REPLY, value=USUAL_REPLY, step=1),
             explained(gr.Slider, "temperature", minimum=0, maximum=2, value=0.7, step=0.05),
             explained(gr.Slider, "top_p", minimum=0.01, maximum=1, value=0.95, step=0.01),
             explained(gr.Slider, "top_k", minimum=0, maximum=200, value=0, step=1),
             explained(gr.Slider, "repetition_penalty", minimum=0.8, maximum=2, value=1, step=0.01),
-            explained(gr.Number, "seed", value=None, precision=0, minimum=0),
+            explained(gr.Number, "seed", value=0, precision=0, minimum=0),
             explained(gr.Textbox, "stop", lines=2, max_lines=6),
         ]
         self.data_heading = words(gr.Markdown, keys={"value": "data"})

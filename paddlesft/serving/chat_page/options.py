@@ -25,7 +25,7 @@ def request_options(
         top_p: 1 is all tokens.
         top_k: 0 is all tokens.
         repetition_penalty: 1 is none.
-        seed: None: another one each time.
+        seed: 0 or None: another one each time.
         stop: texts that end the reply, one a line.
     """
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
@@ -35,7 +35,7 @@ def request_options(
         options["top_k"] = int(top_k)
     if repetition_penalty != 1:
         options["repetition_penalty"] = repetition_penalty
-    if seed is not None:
+    if seed:
         options["seed"] = int(seed)
     stops = [text for text in (stop or "").split("\n") if text]
     if stops:

@@ -10,12 +10,12 @@ import gradio as gr
 from paddlesft.errors import DataError
 from paddlesft.serving.chat_page.backend import Backend, BackendError, ServedName
 from paddlesft.serving.chat_page.display import as_written, shown_chat
-from paddlesft.serving.chat_page.layout import Layout, View
+from paddlesft.serving.chat_page.layout import LONGEST_REPLY, USUAL_REPLY, Layout, View
 from paddlesft.serving.chat_page.options import request_options
 from paddlesft.serving.chat_page.preferences import PreferenceFile, line
 from paddlesft.serving.chat_page.rows import read_row, row_of
 from paddlesft.serving.chat_page.session import Place, Session
-from paddlesft.serving.chat_page.style import SAVE, TOGGLE_DARK
+from paddlesft.serving.chat_page.style import SAVE, TOGGLE_DARK, TOGGLE_SETTINGS
 from paddlesft.serving.chat_page.texts import LANGUAGES, preferred_language, say
 
 _QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -50,13 +50,11 @@ class Page:
                 [blocks.load],
                 self._arrive,
                 [layout.session],
-                [*worded, layout.pairs, *self._model_pickers(), layout.looking],
+                [*worded, layout.pairs, *self._model_outputs()],
                 **_AT_ONCE,
             )
-            layout.looking.tick(
-                self._look_for_models, [layout.session], [*self._model_pickers(), layout.looking], **_AT_ONCE
-            )
-            drawn = [*layout.chat.chats, *layout.compare.chats]
+            layout.looking.tick(self._look_for_models, [layout.session], self._model_outputs(), **_AT_ONCE)
+            drawn = [*layout.chat.drawn, *layout.compare.drawn]
             layout.language.click(
                 self._switch_language,
                 [layout.session, layout.system],
@@ -64,6 +62,8 @@ class Page:
                 **_AT_ONCE,
             )
             layout.dark.click(None, js=TOGGLE_DARK, **_QUIET)
+            for button in (layout.settings, layout.close_settings):
+                button.click(None, js=TOGGLE_SETTINGS, **_QUIET)
             self._connect(layout.chat, "chat")
             self._connect(layout.compare, "compare")
             self._connect_extras(layout)
@@ -74,7 +74,7 @@ class Page:
         """Connect what both tabs have."""
         layout = self._layout
         asked = [layout.session, *view.models, layout.system, *layout.sampling]
-        drawn = [*view.chats, view.box]
+        drawn = [*view.drawn, view.box]
 
         def place_of(session: Session) -> Place:
             return getattr(session, name)
@@ -123,15 +123,15 @@ class Page:
 
         view.box.submit(send, [view.box, *asked], drawn, **_QUIET)
         view.box.stop(stop, [layout.session], None, **_AT_ONCE)
-        view.clear.click(clear, [layout.session, layout.system], view.chats, **_AT_ONCE)
+        view.clear.click(clear, [layout.session, layout.system], view.drawn, **_AT_ONCE)
         for number, chat in enumerate(view.chats):
             chat.retry(retry, asked, drawn, **_QUIET)
             chat.undo(undo, [layout.session, layout.system], drawn, **_AT_ONCE)
-            chat.clear(clear, [layout.session, layout.system], view.chats, **_AT_ONCE)
+            chat.clear(clear, [layout.session, layout.system], view.drawn, **_AT_ONCE)
             chat.like(
                 self._voting(name, number),
                 [layout.session, layout.system],
-                [chat, layout.pairs],
+                [*view.drawn, layout.pairs],
                 **_AT_ONCE,
             )
             if chat.editable:
@@ -139,17 +139,19 @@ class Page:
 
     def _connect_extras(self, layout: Layout) -> None:
         """Connect what only one tab has, and the data buttons."""
-        chat, saved = layout.chat.chats[0], [layout.saved_name, layout.saved_text]
-        layout.chat.buttons[0].click(self._other_reply, [layout.session, layout.system], [chat], **_AT_ONCE)
+        saved = [layout.saved_name, layout.saved_text]
+        layout.chat.buttons[0].click(
+            self._other_reply, [layout.session, layout.system], layout.chat.drawn, **_AT_ONCE
+        )
         for side, button in enumerate(layout.compare.buttons):
             button.click(
-                self._choosing(side), [layout.session, layout.system], [*layout.compare.chats, layout.pairs], **_AT_ONCE
+                self._choosing(side), [layout.session, layout.system], [*layout.compare.drawn, layout.pairs], **_AT_ONCE
             )
         for button, rows in ((layout.export, self._export), (layout.pairs, self._save_pairs)):
             button.click(rows, [layout.session, layout.system], saved, **_AT_ONCE).then(
                 None, saved, None, js=SAVE, **_QUIET
             )
-        layout.load.upload(self._import, [layout.load, layout.session], [chat, layout.system], **_QUIET)
+        layout.load.upload(self._import, [layout.load, layout.session], [*layout.chat.drawn, layout.system], **_QUIET)
 
     # ---- replies ----
 
@@ -171,21 +173,24 @@ class Page:
         for chat in place.chats:
             messages, _, thumbs = self._shown(chat, session, system)
             drawn.append(gr.update(value=messages, feedback_value=thumbs))
-        return drawn
+        if len(place.chats) == 1:
+            (chat,) = place.chats
+            return [*drawn, gr.update(visible=not place.running and chat.has_other_replies)]
+        return [*drawn, *[gr.update(visible=session.can_choose)] * 2]
 
     def _shown(self, chat: Any, session: Session, system: str) -> tuple[list[Any], list[int], list[str | None]]:
         return shown_chat(chat, session.language, self._backend.url, session.votes, system)
 
-    def _other_reply(self, session: Session, system: str) -> Any:
+    def _other_reply(self, session: Session, system: str) -> list[Any]:
         (chat,) = session.chat.chats
-        if chat.turns and chat.turns[-1].replies and not session.chat.running:
+        if chat.has_other_replies and not session.chat.running:
             chat.show_next_reply()
-        return self._draw(session.chat, session, system)[0]
+        return self._draw(session.chat, session, system)
 
     # ---- votes ----
 
     def _voting(self, name: str, number: int) -> Any:
-        def vote(event: gr.LikeData, session: Session, system: str) -> tuple[Any, Any]:
+        def vote(event: gr.LikeData, session: Session, system: str) -> list[Any]:
             place = getattr(session, name)
             chat = place.chats[number]
             _, turns, _ = self._shown(chat, session, system)
@@ -198,7 +203,7 @@ class Page:
             count = len(session.votes.pairs())
             if more > 0:
                 gr.Info(say(session.language, "pair_made", count=count))
-            return self._draw(place, session, system)[number], say(session.language, "pairs", count=count)
+            return [*self._draw(place, session, system), say(session.language, "pairs", count=count)]
 
         return vote
 
@@ -232,17 +237,17 @@ class Page:
             gr.Warning(say(session.language, "no_pairs"))
         return "preferences.jsonl", "".join(line(pair) + "\n" for pair in pairs)
 
-    def _import(self, path: str, session: Session) -> tuple[Any, Any]:
+    def _import(self, path: str, session: Session) -> list[Any]:
         try:
             chat, system, more = read_row(path)
         except DataError as error:
             gr.Warning(say(session.language, "not_loaded", detail=str(error)), duration=20)
-            return gr.skip(), gr.skip()
+            return [gr.skip()] * 3
         if more:
             gr.Info(say(session.language, "more_rows"))
         session.chat.clear()
         session.chat.chats[0].turns.extend(chat.turns)
-        return self._draw(session.chat, session, system)[0], system
+        return [*self._draw(session.chat, session, system), system]
 
     # ---- languages and models ----
 
@@ -262,8 +267,9 @@ class Page:
         ]
         return [*texts, say(session.language, "pairs", count=len(session.votes.pairs()))]
 
-    def _model_pickers(self) -> list[gr.Dropdown]:
-        return [*self._layout.chat.models, *self._layout.compare.models]
+    def _model_outputs(self) -> list[Any]:
+        layout = self._layout
+        return [*layout.chat.models, *layout.compare.models, layout.sampling[0], layout.looking]
 
     async def _look_for_models(self, session: Session) -> list[Any]:
         try:
@@ -271,12 +277,14 @@ class Page:
         except BackendError:
             models = []
         if not models:
-            waiting = gr.update(choices=[], value=None, info=say(session.language, "no_models"))
-            return [waiting, waiting, waiting, gr.Timer(active=True)]
+            waiting = gr.update(choices=[(say(session.language, "no_models"), "")], value="")
+            return [waiting, waiting, waiting, gr.skip(), gr.Timer(active=True)]
         names = [model.name for model in models]
         base, tuned = base_and_adapter(models)
+        longest = min(LONGEST_REPLY, *(model.context - 1 for model in models if model.context), LONGEST_REPLY)
         return [
-            *(gr.update(choices=names, value=value, info=None) for value in (names[0], base, tuned)),
+            *(gr.update(choices=names, value=value) for value in (names[0], base, tuned)),
+            gr.update(maximum=longest, value=min(USUAL_REPLY, longest // 2)),
             gr.Timer(active=False),
         ]
 

@@ -90,6 +90,12 @@ class Session:
             file.update(before, after)
         return len(after) - len(before)
 
+    @property
+    def can_choose(self) -> bool:
+        """Whether there are two replies to choose from."""
+        last = [chat.turns[-1].reply if chat.turns else None for chat in self.compare.chats]
+        return not self.compare.running and all(reply is not None and reply.usable for reply in last)
+
     def choose(self, side: int, system: str, file: PreferenceFile | None) -> str:
         """Note that one of two replies to the last message is better, and let both conversations go on from it.
 
@@ -102,7 +108,7 @@ class Session:
             The key of the text that tells what came of it.
         """
         chats = self.compare.chats
-        if self.compare.running or not all(c.turns and c.turns[-1].reply and c.turns[-1].reply.usable for c in chats):
+        if not self.can_choose:
             return "no_replies_to_judge"
         turn = len(chats[0].turns) - 1
         if chats[0].messages(system, until=turn) != chats[1].messages(system, until=turn):

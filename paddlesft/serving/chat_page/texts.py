@@ -13,8 +13,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "left": ("Left", "左侧"),
     "right": ("Right", "右侧"),
     "no_models": ("waiting for the server …", "正在等待服务器……"),
-    "message": ("Write a message; Enter sends, Shift+Enter breaks the line", "输入消息,回车发送,Shift+回车换行"),
-    "message_compare": ("One message for both models; Enter sends", "输入消息,同时发给两个模型,回车发送"),
+    "message": ("Write a message …", "输入消息……"),
+    "message_compare": ("One message for both models …", "输入消息,同时发给两个模型……"),
     "empty_chat": (
         "### What would you like to know?\nThe reply appears as it is written.",
         "### 想聊点什么?\n回复会边生成边显示。",
@@ -55,8 +55,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "seed": ("Seed", "随机种子"),
     "seed_info": (
-        "The same number gives the same reply again; empty: another one each time.",
-        "数值相同则回复相同;留空则每次不同。",
+        "The same number gives the same reply again; 0: another one each time.",
+        "数值相同则回复相同;0 表示每次不同。",
     ),
     "stop": ("Stop strings", "停止词"),
     "stop_info": ("One a line; the reply ends before the first of them.", "每行一个;回复在遇到其中之一时结束。"),

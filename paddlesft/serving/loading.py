@@ -91,7 +91,7 @@ def load_for_serving(
     """Load a base once, and the adapters over it; or a static graph.
 
     Every model has the tokenizer, template, system prompt and stop tokens that ``load_for_inference`` would give it
-    alone. The base comes first in the list; the first adapter, where there is one, answers requests that name no model.
+    alone. Adapters come first in the list, and the first of them answers requests that name no model; then the base.
 
     Args:
         model: name or directory of the base or of a static graph; an adapter's directory counts as the first adapter.
@@ -141,7 +141,7 @@ def load_for_serving(
         _raise_all([problem for path in lora for problem in _problem_of(read_row_config, path)])
     served: list[ServedModel] = []
     tokenizers: dict[str, Any] = {}
-    for one in [None, *adapters]:
+    for one in [*adapters, None]:
         path = None if one is None else one.path
         key = _tokenizer_key(tokenizer_directory(directory, path))
         renderer = load_renderer(config, directory, path, chat_template, system_prompt, tokenizers.get(key))
@@ -157,15 +157,14 @@ def load_for_serving(
                 adapter_kind=None if one is None else one.kind,
             )
         )
-    pad_token_id = served[0].tokenizer.pad_token_id or 0
+    pad_token_id = served[-1].tokenizer.pad_token_id or 0
     loaded = load_weights(directory, base, dtype, pad_token_id, tensor_parallel)
     if adapters:
         loaded = AdaptedModel(
             loaded, {one.name: AdapterDirectory(one.path, one.kind) for one in adapters}, pad_token_id
         )
-    default = adapters[0].name if adapters else base_name
     paths = {one.name: one.path for one in adapters}
-    return LoadedForServing(loaded, ServedModels(served, default), pad_token_id, directory, base, paths)
+    return LoadedForServing(loaded, ServedModels(served), pad_token_id, directory, base, paths)
 
 
 def _named(entry: str | Path, kind: str) -> _Named:

@@ -38,16 +38,14 @@ class ServedModel:
 
 
 class ServedModels:
-    """All models, in the order in which they are listed.
+    """All models, in the order in which they are listed; the first answers requests that name none.
 
     Args:
         models: with different names; at least one.
-        default: name of the one that answers requests which name none; None: the first.
     """
 
-    def __init__(self, models: Iterable[ServedModel], default: str | None = None) -> None:
+    def __init__(self, models: Iterable[ServedModel]) -> None:
         self._by_name = {model.name: model for model in models}
-        self._default = next(iter(self._by_name)) if default is None else default
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
@@ -59,8 +57,8 @@ class ServedModels:
 
     @property
     def default(self) -> ServedModel:
-        """The model that answers requests which name none."""
-        return self._by_name[self._default]
+        """The first model."""
+        return next(iter(self))
 
     def find(self, name: str | None) -> ServedModel:
         """Return the model of a name; the default for None.

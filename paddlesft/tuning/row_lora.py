@@ -176,13 +176,13 @@ class RowLoRALinear(nn.Layer):
         base: the layer.
         updates: by adapter.
         rows: which of them computes each row.
+        dtype: of the updates.
     """
 
-    def __init__(self, base: nn.Layer, updates: Mapping[str, LowRank], rows: RowAdapters) -> None:
+    def __init__(self, base: nn.Layer, updates: Mapping[str, LowRank], rows: RowAdapters, dtype: str) -> None:
         super().__init__()
         self.base = base
         self.columns = tuple((name, update.a.shape[1], update.scaling) for name, update in updates.items())
-        dtype = base.weight.dtype if isinstance(base, nn.Linear) else paddle.get_default_dtype()
         a = np.concatenate([update.a.T for update in updates.values()])  # so that an adapter's part is contiguous
         b = np.concatenate([update.b for update in updates.values()])
         self.register_buffer("lora_A", paddle.to_tensor(a).astype(dtype), persistable=False)
@@ -214,9 +214,9 @@ def put_row_lora(model: nn.Layer, adapters: Mapping[str, Mapping[str, LowRank]])
     Returns:
         What has to be told which adapter computes each row.
     """
-    rows = RowAdapters()
+    rows, dtype = RowAdapters(), str(model.config.dtype or paddle.get_default_dtype())
     for name, layer in list(model.named_sublayers()):
         updates = {adapter: found[name] for adapter, found in adapters.items() if name in found}
         if updates:
-            put_layer(model, name, RowLoRALinear(layer, updates, rows))
+            put_layer(model, name, RowLoRALinear(layer, updates, rows, dtype))
     return rows

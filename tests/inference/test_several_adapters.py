@@ -18,7 +18,7 @@ from paddlesft.errors import UserError
 from paddlesft.inference.cached_runner import CachedRunner
 from paddlesft.inference.eager import EagerRunner
 from paddlesft.inference.engine import Engine, EngineLimits
-from paddlesft.inference.engine_requests import GenerationRequest, Piece
+from paddlesft.inference.engine_requests import GenerationRequest
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.inference.several_adapters import AdaptedModel, AdapterDirectory
@@ -153,20 +153,20 @@ def test_rows_with_their_own_adapters_are_what_each_model_computes_alone(
 
 def test_the_engine_writes_what_each_model_writes_alone(world: Callable[[str], World]) -> None:
     this, options = world("llama"), SamplingOptions(max_new_tokens=12)
+    adapters = [None, *this.adapters]
+    wanted = {adapter: generate(this.alone(adapter), this.prompts, options) for adapter in adapters}
     engine = Engine(this.model, EngineLimits(max_rows=3, prefill_tokens=4)).start()
     try:
-        tickets = [
-            engine.submit(GenerationRequest(prompt, options, adapter=adapter))
-            for prompt, (adapter, _) in zip(this.prompts, ROWS)
-        ]
-        pieces = [[event for event in ticket.events() if isinstance(event, Piece)] for ticket in tickets]
+        for again in (False, True):  # then the prompts are known, by adapter
+            asked = [(row, adapter) for row in range(len(this.prompts)) for adapter in adapters]
+            requests = [GenerationRequest(this.prompts[row], options, adapter=adapter) for row, adapter in asked]
+            tickets = [engine.submit(request) for request in requests]
+            for (row, adapter), ticket in zip(asked, tickets):
+                finished, tokens = ticket.result()
+                assert [token.token_id for token in tokens] == wanted[adapter][row].token_ids
+                assert (finished.cached_tokens > 0) == again
     finally:
         engine.close()
-    found = [[token.token_id for piece in reply for token in piece.tokens] for reply in pieces]
-    for adapter in (None, *this.adapters):
-        rows = [row for row, (one, _) in enumerate(ROWS) if one == adapter]
-        alone = generate(this.alone(adapter), [this.prompts[row] for row in rows], options)
-        assert [found[row] for row in rows] == [reply.token_ids for reply in alone]
 
 
 def test_rows_of_the_base_do_not_notice_adapters(world: Callable[[str], World]) -> None:

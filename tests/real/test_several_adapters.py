@@ -51,7 +51,7 @@ def test_two_adapters_reply_at_once_as_their_merged_models(smollm2: Path, tmp_pa
             found = dict(zip(asked, threads.map(ask, asked)))
         listed = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
         served = server.service.models.find("base")
-    assert listed == ["base", "a", "b"]
+    assert listed == ["a", "b", "base"]
     prompts = [served.renderer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
     for name in listed:
         model = load_model(smollm2)

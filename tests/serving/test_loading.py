@@ -79,23 +79,23 @@ def replies(loaded: Any, served: Any) -> list[list[int]]:
 def test_each_adapter_answers_as_it_does_alone(base: Path, adapters: dict[str, Path]) -> None:
     loaded = load_for_serving(base, [f"a={adapters['plain']}", str(adapters["own"])], [f"p={adapters['prefix']}"])
     served = list(loaded.models)
-    assert loaded.models.names == [base.name, "a", "own", "p"] and loaded.models.default.name == "a"
+    assert loaded.models.names == ["a", "own", "p", base.name] and loaded.models.default.name == "a"
     assert [(one.adapter, one.adapter_kind) for one in served] == [
-        (None, None), ("a", "lora"), ("own", "lora"), ("p", "prefix"),
+        ("a", "lora"), ("own", "lora"), ("p", "prefix"), (None, None),
     ]  # fmt: skip
-    alone = [load_for_inference(base), *map(load_for_inference, adapters.values())]
-    assert "Be brief." in served[2].renderer.prompt_text(MESSAGES)
+    alone = [*map(load_for_inference, adapters.values()), load_for_inference(base)]
+    assert "Be brief." in served[1].renderer.prompt_text(MESSAGES)
     for one, other in zip(served, alone):
         assert one.renderer.render_prompt(MESSAGES) == other.renderer.render_prompt(MESSAGES)
         assert (one.stop_token_ids, one.context_length) == (other.stop_token_ids, other.context_length)
-    assert served[2].stop_token_ids != served[1].stop_token_ids
-    assert served[0].tokenizer is served[1].tokenizer is served[3].tokenizer is not served[2].tokenizer
+    assert served[1].stop_token_ids != served[0].stop_token_ids
+    assert served[0].tokenizer is served[2].tokenizer is served[3].tokenizer is not served[1].tokenizer
     wanted = [
         generate(one.model, [one.renderer.render_prompt(MESSAGES)], OPTIONS, one.stop_token_ids)[0].token_ids
         for one in alone
     ]
     assert replies(loaded, served) == wanted and len({*map(tuple, wanted)}) == 4
-    with pytest.raises(ApiError, match=f"There is no model 'b' here. Served: {base.name}, a, own, p."):
+    with pytest.raises(ApiError, match=f"There is no model 'b' here. Served: a, own, p, {base.name}."):
         loaded.models.find("b")
 
 
@@ -103,12 +103,12 @@ def test_adapters_bring_their_base(base: Path, adapters: dict[str, Path], tmp_pa
     plain = adapters["plain"]
     for arguments in (dict(model=None, lora_paths=[plain]), dict(model=plain)):
         loaded = load_for_serving(**arguments)
-        assert loaded.directory == base.resolve() and loaded.models.names == [base.name, "plain"]
+        assert loaded.directory == base.resolve() and loaded.models.names == ["plain", base.name]
     shutil.copytree(plain, tmp_path / "named")
     facts = json.loads((plain / "paddlesft.json").read_text(encoding="utf-8"))
     facts["base"]["name"] = "hf:org/Model-7B"
     (tmp_path / "named" / "paddlesft.json").write_text(json.dumps(facts), encoding="utf-8")
-    assert load_for_serving(None, [tmp_path / "named"]).models.names == ["Model-7B", "named"]
+    assert load_for_serving(None, [tmp_path / "named"]).models.names == ["named", "Model-7B"]
     with pytest.raises(ModelDirectoryError, match="No model is named"):
         load_for_serving(None)
 
@@ -195,5 +195,5 @@ def test_adapters_need_the_same_weights_of_the_base(
     assert loaded.base.how.name == "nf4" and asked == rounded[:1]  # a base is hashed once
     wanted = load_for_inference(rounded[0])
     prompt = wanted.renderer.render_prompt(MESSAGES)
-    found = replies(loaded, list(loaded.models)[1:2])[0]
+    found = replies(loaded, list(loaded.models)[:1])[0]
     assert found == generate(wanted.model, [prompt], OPTIONS, wanted.stop_token_ids)[0].token_ids

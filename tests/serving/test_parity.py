@@ -71,7 +71,8 @@ ROWS["tools"] = {**ROWS["calls"], "tools": [WEATHER]}
 class Prompts:
     """Stands for the engine: notes prompts and takes none."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
+        self.config = config
         self.prompts: list[list[int]] = []
 
     def submit(self, request: GenerationRequest) -> None:
@@ -82,9 +83,9 @@ class Prompts:
 class Server:
     """One model behind the application; returns the prompts that requests become."""
 
-    def __init__(self, renderer: Renderer, directory: Path) -> None:
+    def __init__(self, config: Any, renderer: Renderer, directory: Path) -> None:
         served = ServedModel("m", None, renderer, renderer.tokenizer, stop_tokens(renderer, directory), None)
-        self.engine, settings = Prompts(), ServingSettings(src_length=10**6)
+        self.engine, settings = Prompts(config), ServingSettings(src_length=10**6)
         self.client = create_app(Service(self.engine, ServedModels([served]), settings), settings).test_client()
 
     def ask(self, path: str, **body: Any) -> list[int] | None:
@@ -128,7 +129,7 @@ def test_the_server_asks_what_training_taught(
         adapter = tmp_path / f"adapter-{bool(system)}"
         adapter.mkdir()
         write_provenance(adapter, chat_template=asked, system_prompt=system)
-        server = Server(load_renderer(config, base, adapter), base)
+        server = Server(config, load_renderer(config, base, adapter), base)
         knows_tools = trainer.template.mentions("tools")
         for name, content in ROWS.items():
             path = tmp_path / f"{name}.jsonl"

@@ -124,15 +124,24 @@ def with_lengths(settings: ServingSettings, config: ServeConfig, context: int | 
 
 def warning_about(host: str, keys: tuple[str, ...]) -> str | None:
     """Return a warning for a server that strangers reach without a key, or None."""
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return None
-    if keys or host == "localhost":
+    if keys or _is_loopback(host):
         return None
     return (
         f"WARNING: {host} lets every machine that reaches this one use the model, and no API key is asked for. "
         "Set PADDLESFT_API_KEY, or leave --host out."
     )
+
+
+def page_host(host: str, keys: tuple[str, ...]) -> str:
+    """Return the address of the chat page: that of the API, unless keys keep strangers from it."""
+    return "127.0.0.1" if keys and not _is_loopback(host) else host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _serve(config: ServeConfig) -> int:
@@ -141,7 +150,7 @@ def _serve(config: ServeConfig) -> int:
 
     settings = settings_of(config)
     if config.page:
-        listen(config.host, config.port).close()
+        listen(page_host(config.host, settings.api_keys), config.port).close()
     front = Front(settings)
     server = HttpServer(front, settings, config.host, config.flask_port, config.max_rows + config.max_queue)
     with _request_log():
@@ -168,10 +177,11 @@ def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server
     front.serve(create_app(service, settings), lambda: engine.failed)
     ended = threading.Event()
     with _page(config, settings, server) as page, _signals(ended, page):
-        _say_what_is_served(config, settings, models, said, server, page)
-        while not ended.wait(timeout=0.5):
-            if engine.failed:
-                break
+        _say_what_is_served(config, settings, models, said, server)
+        while not ended.wait(timeout=0.5) and engine.failed is None:
+            if page is not None and page.poll() is not None:
+                print("Note: the chat page has ended; the API goes on.", file=sys.stderr)
+                page = None
         front.drain()
         print(f"Stopping: replies may go on for {config.drain_seconds:g} s.", flush=True)
         complete = engine.drain(config.drain_seconds)
@@ -232,7 +242,6 @@ def _say_what_is_served(
     models: ServedModels,
     said: list[str],
     server: HttpServer,
-    page: subprocess.Popen[bytes] | None,
 ) -> None:
     key = ' -H "Authorization: Bearer $PADDLESFT_API_KEY"' if settings.api_keys else ""
     lines = [
@@ -242,13 +251,8 @@ def _say_what_is_served(
         f"at a time, {config.max_queue} may wait",
         f"API:    {server.url}/v1 (OpenAI's), {server.url}/api/chat (PaddleNLP's), {server.url}/metrics",
     ]
-    if page is not None:
-        lines.append(f"Page:   http://{config.host}:{config.port}")
-    lines += [
-        "Try:    "
-        + f"curl {server.url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
-        + f'-d \'{{"model": "{models.default.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
-    ]
+    body = f'{{"model": "{models.default.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    lines.append(f"Try:    curl {server.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     print("\n".join(lines), flush=True)
 
 
@@ -292,7 +296,9 @@ def _signals(ended: threading.Event, page: subprocess.Popen[bytes] | None) -> It
 def _page(
     config: ServeConfig, settings: ServingSettings, server: HttpServer
 ) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Run the chat page in a process of its own, as long as the API."""
+    """Run the chat page in a process of its own, as long as the API; it says itself where it listens."""
+    from paddlesft.serving.api_keys import ENVIRONMENT
+
     if not config.page:
         yield None
         return
@@ -300,11 +306,18 @@ def _page(
         print("Note: the chat page needs gradio (pip install gradio); the API goes on without it.", file=sys.stderr)
         yield None
         return
+    host = page_host(config.host, settings.api_keys)
     command = [sys.executable, "-m", "paddlesft", "chat-page", "--url", server.url, "--port", str(config.port)]
-    command += ["--host", config.host, "--title", config.title]
+    command += ["--host", host, "--title", config.title, "--end_with_input", "true"]
     environment = dict(os.environ)
     if settings.api_keys:
-        environment["PADDLESFT_API_KEY"] = settings.api_keys[0]
+        environment[ENVIRONMENT] = settings.api_keys[0]
+    if host != config.host:
+        print(
+            f"Note: the chat page uses the API's key for whoever reaches it, so it listens on {host} only. "
+            f"paddlesft chat-page --host {config.host} would open it.",
+            file=sys.stderr,
+        )
     # a group of its own: Ctrl-C in the terminal is for the API, which ends the page after the last reply
     page = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
     try:

@@ -2,63 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from paddlesft.cli.serve import settings_of, warning_about, with_lengths
+from paddlesft.cli.serve import page_host, settings_of, warning_about, with_lengths
 from paddlesft.config.serve import ServeConfig
 from paddlesft.serving.settings import ServingSettings
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-@contextmanager
-def started(*command: object, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that is ended whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1", **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+class Started:
+    """A process whose output can be waited for, but not for ever."""
 
+    def __init__(self, *command: object, **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=REPO,
+            env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1", **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        self.errors: list[str] = []
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._readers = [
+            threading.Thread(target=lambda: [self._lines.put(line.rstrip("\n")) for line in self.process.stdout]),
+            threading.Thread(target=lambda: self.errors.extend(self.process.stderr)),
+        ]
+        for reader in self._readers:
+            reader.start()
 
-def lines_until(process: subprocess.Popen[str], beginning: str) -> list[str]:
-    """Read the process' output up to a line."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line.rstrip("\n"))
-        if line.startswith(beginning):
-            return lines
-    raise AssertionError(f"{beginning!r} never came:\n{lines}\n{process.stderr.read()}")
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.end(10)
+
+    def lines_until(self, beginning: str, seconds: float = 90) -> list[str]:
+        """Return what the process says up to a line."""
+        lines, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                lines.append(self._lines.get(timeout=0.5))
+                if lines[-1].startswith(beginning):
+                    return lines
+        raise AssertionError(f"{beginning!r} never came: {lines}\n{''.join(self.errors)}")
+
+    def end(self, seconds: float) -> int:
+        """Wait for the process and return its exit code."""
+        code = self.process.wait(timeout=seconds)
+        for reader in self._readers:
+            reader.join(timeout=seconds)
+        return code
 
 
 def test_a_life_of_the_server(tiny_llama: Path) -> None:
-    with started(
-        "-m", "paddlesft", "serve", tiny_llama, "--flask_port", 0, "--page", "false", "--served_model_name", "tiny",
-        PADDLESFT_API_KEY="k1,k2",
-    ) as process:  # fmt: skip
-        (loading,) = lines_until(process, "Loading the model")
+    with Started(
+        "llm/flask_server.py", "--model_name_or_path", tiny_llama, "--port", 0, "--flask_port", 0, "--title", "Tiny",
+        "--served_model_name", "tiny", "--src_length", 256, "--batch_size", 1, PADDLESFT_API_KEY="k1,k2",
+    ) as server:  # fmt: skip
+        (loading,) = server.lines_until("Loading the model")
         url = re.search(r"http://[\d.:]+", loading)[0]
         client = httpx.Client(base_url=url, headers={"Authorization": "Bearer k2"}, timeout=30)
         assert client.get("/health").status_code == 200
@@ -66,7 +85,7 @@ def test_a_life_of_the_server(tiny_llama: Path) -> None:
         assert early.status_code == 503 and early.json()["status"] == "The model is being loaded."
         assert client.get("/v1/models").headers["Retry-After"] == "5"
 
-        said = lines_until(process, "Try:")
+        said = server.lines_until("Try:")
         assert client.get("/ready").json() == {"status": "ready"}
         assert "Names:  tiny; tiny answers requests that name none" in said
         curl = re.sub(r"^Try: +", "", said[-1])
@@ -78,33 +97,37 @@ def test_a_life_of_the_server(tiny_llama: Path) -> None:
         assert httpx.get(f"{url}/v1/models").status_code == 401
         assert 'paddlesft_requests_total{path="/v1/chat/completions",status="200"} 1.0' in client.get("/metrics").text
 
+        (page_line,) = server.lines_until("Page:")
+        page = page_line.split()[-1]
+        assert "Tiny" in httpx.get(page, timeout=30).text
+
         body = {"messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 300}
         body |= {"logit_bias": {"2": -100}}  # the random model must not end by itself
         with client.stream("POST", "/v1/chat/completions", json=body) as reply:
             events = (line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: "))
             for _ in range(3):
                 next(events)
-            process.send_signal(signal.SIGTERM)
-            lines_until(process, "Stopping")
+            server.process.send_signal(signal.SIGTERM)
+            server.lines_until("Stopping")
             refused = client.post("/v1/chat/completions", json=body)
             assert refused.status_code == 503 and refused.json()["error"]["message"] == "The server is stopping."
             rest = list(events)
         assert rest[-1] == "[DONE]" and json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
-        assert process.wait(timeout=20) == 0
-        log = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+        assert server.end(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(page)
+        log = [json.loads(line) for line in server.errors if line.startswith("{")]
         assert [line["status"] for line in log if line["path"] == "/v1/chat/completions"] == [200, 503, 200]
         assert log[-1]["generated_tokens"] == 300 and log[-1]["finish_reason"] == "length"
         assert not any("Count" in json.dumps(line) for line in log)
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
-    with started(
-        "llm/flask_server.py", "--model_name_or_path", tmp_path / "nothing", "--port", 0, "--flask_port", 0
-    ) as process:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert output.startswith("Loading the model; http://127.0.0.1:")
-        assert "Traceback" not in errors and str(tmp_path / "nothing") in errors
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, run_here) -> None:
+    threads = threading.active_count()
+    done = run_here("serve", tmp_path / "nothing", "--port", 0, "--flask_port", 0)
+    assert done.returncode == 2 and done.stdout.startswith("Loading the model; http://127.0.0.1:")
+    assert str(tmp_path / "nothing") in done.stderr and "Traceback" not in done.stderr
+    assert threading.active_count() == threads
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path, run_here) -> None:
@@ -144,6 +167,7 @@ def test_what_cannot_be_served(arguments: list[str], message: str, run_here) -> 
 def test_an_open_door_is_said_aloud(host: str, keys: tuple[str, ...], warned: bool) -> None:
     warning = warning_about(host, keys)
     assert (warning is not None) == warned
+    assert page_host(host, keys) == ("127.0.0.1" if keys and host == "0.0.0.0" else host)
     assert not warned or (warning.startswith("WARNING: ") and host in warning and "PADDLESFT_API_KEY" in warning)
 
 

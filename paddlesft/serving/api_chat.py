@@ -19,7 +19,7 @@ from paddlesft.errors import PaddleSFTError, UserError
 from paddlesft.inference.engine_requests import Finished, Piece
 from paddlesft.inference.prompts import fit_prompt
 from paddlesft.inference.sampling import SamplingOptions
-from paddlesft.serving.errors import ApiError
+from paddlesft.serving.errors import API_CHAT, ApiError
 from paddlesft.serving.metrics import WatchedTicket
 from paddlesft.serving.requests import read_object, validation_error
 from paddlesft.serving.served_models import ServedModel
@@ -27,8 +27,6 @@ from paddlesft.serving.service import Service, end_error, wait_for_all
 from paddlesft.serving.settings import ServingSettings
 from paddlesft.serving.sse import client_has_gone
 
-TOO_LONG, FAILED = 1, 1000  # upstream's codes
-TOO_LONG_HERE = ("context_length_exceeded", "max_tokens_too_large")
 MOST_TURNS = 1000  # of a history
 DEFAULTS = {"decode_strategy": "sampling", "top_k": 0, "top_p": 0.7, "temperature": 0.95, "repetition_penalty": 1.0}
 _ROLES = {"user": "user", "human": "user", "bot": "assistant", "assistant": "assistant", "system": "system"}
@@ -74,12 +72,6 @@ class ChatRequest(BaseModel):
 _HISTORY = TypeAdapter(list[str | Turn])
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """Return an error in upstream's shape, with OpenAI's beside it."""
-    code = TOO_LONG if error.code in TOO_LONG_HERE else FAILED
-    return {"error_code": code, "error_msg": error.message, "result": None, **error.body()}
-
-
 def create_blueprint(service: Service, settings: ServingSettings) -> Blueprint:
     """Return the route, for a Flask application.
 
@@ -89,13 +81,17 @@ def create_blueprint(service: Service, settings: ServingSettings) -> Blueprint:
     """
     blueprint = Blueprint("api_chat", __name__)
 
-    @blueprint.post("/api/chat")
+    @blueprint.post(API_CHAT)
     def api_chat() -> Response:
         asked = read_request()
         served = service.models.find(asked.model)
         options = sampling(asked, settings)
         prompt = prompt_of(asked, served, settings)
-        (ticket,) = service.submit(served, prompt, options)
+        try:
+            (ticket,) = service.submit(served, prompt, options)
+        except ApiError as error:
+            error.param = "context" if error.param in ("messages", "prompt") else error.param
+            raise
         gone = client_has_gone()
         if asked.stream:
             lines = Response(_lines(ticket, gone), mimetype="application/x-ndjson")
@@ -103,14 +99,6 @@ def create_blueprint(service: Service, settings: ServingSettings) -> Blueprint:
             return lines
         ((finished, _),) = wait_for_all([ticket], gone)
         return _json(_success(finished.text))
-
-    @blueprint.errorhandler(ApiError)
-    def refused(error: ApiError) -> Response:
-        error.param = "context" if error.param in ("messages", "prompt") else error.param
-        answer = _json(error_body(error))
-        answer.status_code = error.status
-        answer.headers.update(error.headers)
-        return answer
 
     return blueprint
 
@@ -224,6 +212,6 @@ def _lines(ticket: WatchedTicket, gone: Callable[[], bool]) -> Iterator[str]:
         if isinstance(event, Piece) and event.text:
             yield json.dumps(_success(event.text), ensure_ascii=False) + "\n"
         elif isinstance(event, Finished) and (error := end_error(event)) is not None:
-            yield json.dumps(error_body(error), ensure_ascii=False) + "\n"
+            yield json.dumps(error.body(API_CHAT), ensure_ascii=False) + "\n"
         elif event is None and gone():
             return

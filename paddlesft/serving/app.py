@@ -42,7 +42,7 @@ def create_app(service: Service, settings: ServingSettings) -> Flask:
 
     @app.errorhandler(ApiError)
     def refused(error: ApiError) -> Response:
-        answer = jsonify(error.body())
+        answer = jsonify(error.body(request.path))
         answer.status_code = error.status
         answer.headers.update(error.headers)
         return answer

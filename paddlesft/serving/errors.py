@@ -7,6 +7,10 @@ from typing import Any
 
 from paddlesft.errors import PaddleSFTError
 
+API_CHAT = "/api/chat"  # PaddleNLP's interface
+TOO_LONG, FAILED = 1, 1000  # its codes
+TOO_LONG_HERE = ("context_length_exceeded", "max_tokens_too_large")
+
 
 class ApiError(PaddleSFTError):
     """What a request is answered with when it cannot be served.
@@ -33,6 +37,14 @@ class ApiError(PaddleSFTError):
         self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """Return the JSON object of the answer."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def body(self, path: str = "") -> dict[str, Any]:
+        """Return the JSON object of the answer.
+
+        Args:
+            path: that was asked; ``/api/chat`` has upstream's fields, too.
+        """
+        error = {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        if path != API_CHAT:
+            return error
+        code = TOO_LONG if self.code in TOO_LONG_HERE else FAILED
+        return {"error_code": code, "error_msg": self.message, "result": None, **error}

@@ -167,7 +167,7 @@ class _Answer:
 
 
 def _error(error: ApiError, start: Callable[..., Any], record: RequestRecord) -> Iterable[bytes]:
-    body = json.dumps(error.body()).encode()
+    body = json.dumps(error.body(record.path)).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *error.headers.items()]
     start(f"{error.status} {_REASONS.get(error.status, 'Error')}", headers)
     return [b"" if record.method == "HEAD" else body]

@@ -72,6 +72,7 @@ class Started:
         return code
 
 
+@pytest.mark.slow
 def test_a_life_of_the_server(tiny_llama: Path) -> None:
     with Started(
         "llm/flask_server.py", "--model_name_or_path", tiny_llama, "--port", 0, "--flask_port", 0, "--title", "Tiny",

@@ -105,3 +105,17 @@ def test_errors_have_upstreams_codes_and_openais_shape(
     assert content["error"]["message"] == content["error_msg"]
     assert set(content["error"]) == {"message", "type", "param", "code"}
     assert content["error"]["param"] not in ("messages", "prompt")
+
+
+def test_errors_before_the_route_have_them_too(tiny_server: RunningServer) -> None:
+    url = f"{tiny_server.url}/api/chat"
+    answers = [
+        httpx.get(url),
+        httpx.post(url, content=b"{", headers={"Content-Type": "application/json"}),
+        httpx.post(url, content=b"context=hi"),
+        httpx.post(url, content=b"x" * (1 << 20) + b"x"),
+    ]
+    assert [answer.status_code for answer in answers] == [405, 400, 415, 413]
+    for answer in answers:
+        content = answer.json()
+        assert content["error_code"] == 1000 and content["error_msg"] == content["error"]["message"]

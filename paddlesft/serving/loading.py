@@ -117,12 +117,14 @@ def load_for_serving(
         model, adapters = None, [_named(model, kind), *adapters]
     if model is None and not adapters:
         raise ModelDirectoryError(NO_MODEL)
-    _raise_all([problem for one in adapters for problem in _problem_of(check_adapter, one.path, one.kind)])
+    base_name = served_model_name or (None if model is None else _name_of(model))
+    problems = [problem for one in adapters for problem in _problem_of(check_adapter, one.path, one.kind)]
+    _raise_all([*problems, *_name_problems(base_name, adapters)])
     given = base_of(adapters[0].path) if model is None else find_model(model)
     settle_mode(given, mode)
-    named = (read_provenance(adapters[0].path).get("base") or {}).get("name") if model is None else model
-    base_name = served_model_name or _name_of(named or given)
-    _raise_all(_name_problems(base_name, adapters))
+    if base_name is None:
+        base_name = _name_of((read_provenance(adapters[0].path).get("base") or {}).get("name") or given)
+        _raise_all(_name_problems(base_name, adapters))
     if holds_graph(given):
         base = settle_graph(given, adapters[0].path if adapters else None, dtype, base_precision)
     else:
@@ -168,8 +170,14 @@ def load_for_serving(
 
 
 def _named(entry: str | Path, kind: str) -> _Named:
-    """Read ``name=directory``, or a directory, which may have an = in its own name."""
+    """Read ``name=directory``, or a directory, which may have an = in its own name.
+
+    Raises:
+        ModelDirectoryError: it names no directory.
+    """
     name, equals, directory = str(entry).partition("=")
+    if not (directory if equals else name).strip():
+        raise ModelDirectoryError(f"{kind}_path: {str(entry)!r} names no directory. Give NAME=DIR, or DIR.")
     if not equals or Path(entry).is_dir():
         return _Named(_name_of(entry), Path(entry).expanduser(), kind)
     return _Named(name.strip(), Path(directory.strip()).expanduser(), kind)
@@ -183,15 +191,16 @@ def _name_of(model: str | Path) -> str:
     return Path(os.path.abspath(Path(text).expanduser())).name  # a link has a name of its own
 
 
-def _name_problems(base: str, adapters: Sequence[_Named]) -> list[str]:
+def _name_problems(base: str | None, adapters: Sequence[_Named]) -> list[str]:
+    """Say which names cannot be used; ``base`` is None as long as the base's is not known."""
     problems = []
-    if not NAME.fullmatch(base):
+    if base is not None and not NAME.fullmatch(base):
         problems.append(f"{base!r} cannot be the model's name; allowed: {ALLOWED}. Give --served_model_name NAME")
     for one in adapters:
         if not NAME.fullmatch(one.name):
             advice = f"Give --{one.key} NAME={one.path}"
             problems.append(f"{one.key}: {one.name!r} cannot be a name; allowed: {ALLOWED}. {advice}")
-    uses: dict[str, list[str]] = {base: ["the base"]}
+    uses: dict[str, list[str]] = {} if base is None else {base: ["the base"]}
     for one in adapters:
         uses.setdefault(one.name, []).append(f"{one.key} {one.path}")
     for name, users in uses.items():

@@ -132,10 +132,11 @@ def test_everything_wrong_is_said_at_once_before_weights_are_loaded(
     biased = write_adapter(tmp_path / "biased", base, "lora", lora={"lora_bias": "all"})
     for arguments, messages in (
         (
-            dict(lora_paths=[f"a={tmp_path / 'nowhere'}", adapters["prefix"], "b="], prefix_paths=[base]),
+            dict(lora_paths=[f"a b={tmp_path / 'nowhere'}", adapters["prefix"]], prefix_paths=[base]),
             [
-                "4 things are wrong with the models to serve:",
+                "5 things are wrong with the models to serve:",
                 f"\n  - lora_path: {tmp_path / 'nowhere'} is not a directory.",
+                "\n  - lora_path: 'a b' cannot be a name; allowed: letters",
                 "it holds a prefix adapter: give it as prefix_path.",
                 "it holds a complete model: give it as model_name_or_path.",
             ],
@@ -166,6 +167,7 @@ def test_everything_wrong_is_said_at_once_before_weights_are_loaded(
             dict(lora_paths=[adapters["plain"]], tensor_parallel=(2, 0)),
             ["lora_path: adapters are not served by a model whose layers are divided among 2 ranks. Merge"],
         ),
+        (dict(lora_paths=["b="]), ["lora_path: 'b=' names no directory. Give NAME=DIR, or DIR."]),
         (dict(lora_paths=[adapters["plain"]], mode="static"), ["mode: static runs an exported graph"]),
     ):
         with pytest.raises(ModelDirectoryError) as caught:

@@ -109,6 +109,7 @@ class HttpServer:
             asyncore_use_poll=True,
             log_socket_errors=False,
         )
+        logging.getLogger("waitress").setLevel(logging.WARNING)  # below it repeats paths as clients wrote them
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # the engine has its own queue, and says so
         self._threads = ThreadedTaskDispatcher()
         self._threads.set_thread_count(adjustments.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -248,25 +249,20 @@ def exchange(address: tuple[str, int], data: bytes, leave: str = "read", seconds
     Args:
         address: of the server.
         data: what to send.
-        leave: "read" until the server closes, at most a second where the request is not complete; "half" closes the
-            sending side first; "close" and "reset" go away at once.
-        seconds: limit of reading.
+        leave: "read" until the server closes; "half": closes the sending side first; "close", "reset": goes at once.
+        seconds: for which each piece of the answer is waited for.
     """
-    with socket.create_connection(address, timeout=seconds) as connection:
-        try:
-            connection.sendall(data)
-            if leave == "reset":
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            if leave in ("reset", "close"):
-                return b""
-            if leave == "half":
-                connection.shutdown(socket.SHUT_WR)
-            parts = []
-            while part := connection.recv(65536):
-                parts.append(part)
-            return b"".join(parts)
-        except OSError:
-            return b""  # the server may hang up on nonsense; that it lives is asked afterwards
+    parts: list[bytes] = []
+    quietly = contextlib.suppress(OSError)  # the server may hang up on nonsense; that it lives is asked afterwards
+    with socket.create_connection(address, timeout=seconds) as connection, quietly:
+        connection.sendall(data)
+        if leave == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if leave == "half":
+            connection.shutdown(socket.SHUT_WR)
+        while leave in ("read", "half") and (part := connection.recv(65536)):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def judge(answer: bytes, method: str = "POST", whole: bool = True) -> int:

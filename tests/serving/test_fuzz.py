@@ -67,11 +67,11 @@ def test_bytes_that_are_nearly_http_do_no_harm(server: RunningServer, address: t
     threads, process = threading.active_count(), psutil.Process()
     files = process.num_fds()
 
-    @settings(NO_REPLAY, max_examples=120)
+    @settings(NO_REPLAY, max_examples=80)
     @given(broken_http())
     def send(sent: tuple[bytes, str]) -> None:
         data, leave = sent
-        answer = exchange(address, data, "half" if leave == "read" else leave)  # nobody waits for the rest
+        answer = exchange(address, data, leave, seconds=0.2)  # the rest of an incomplete request is not waited for
         statuses[judge(answer, whole=False)] += 1
 
     send()

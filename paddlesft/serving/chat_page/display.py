@@ -116,8 +116,8 @@ def _shown_reply(turn: Turn, reply: Reply, language: str, url: str) -> list[Show
         parts.append(_html("problem", problem_text(reply.problem, language, url)))
     elif not reply.running and not reply.text.strip():
         parts.append({"type": "text", "text": say(language, "empty_reply")})
-    if not reply.running and figures(turn, reply, language):
-        parts.append(_html("figures", figures(turn, reply, language)))
+    if not reply.running and (told := figures(turn, reply, language)):
+        parts.append(_html("figures", told, reply.text, say(language, "copy")))
     if parts:
         shown.append({"role": "assistant", "content": parts})
     return shown
@@ -163,6 +163,13 @@ def _message(role: str, text: str) -> Shown:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _html(kind: str, text: str) -> dict[str, Any]:
-    value = f'<div class="reply-{kind}">{html.escape(text)}</div>'
+def _html(kind: str, told: str, copied: str = "", copy: str = "") -> Shown:
+    """Return a line of our own; with a button that copies a text as it was written, which Gradio's would not do."""
+    button = ""
+    if copied:
+        button = (
+            f' <button class="copy-reply" data-text="{html.escape(copied)}" onclick="copyReply(this)">'
+            f"{html.escape(copy)}</button>"
+        )
+    value = f'<div class="reply-{kind}">{html.escape(told)}{button}</div>'
     return {"type": "component", "component": "html", "value": value, "constructor_args": {}, "props": {}}

@@ -116,7 +116,7 @@ class Layout:
                             show_label=False,
                             height=HEIGHT,
                             layout="bubble",
-                            buttons=["copy"],
+                            buttons=[],
                             editable="user" if len(labels) == 1 else None,
                             latex_delimiters=LATEX,
                             sanitize_html=True,

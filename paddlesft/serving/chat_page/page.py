@@ -140,9 +140,7 @@ class Page:
     def _connect_extras(self, layout: Layout) -> None:
         """Connect what only one tab has, and the data buttons."""
         saved = [layout.saved_name, layout.saved_text]
-        layout.chat.buttons[0].click(
-            self._other_reply, [layout.session, layout.system], layout.chat.drawn, **_AT_ONCE
-        )
+        layout.chat.buttons[0].click(self._other_reply, [layout.session, layout.system], layout.chat.drawn, **_AT_ONCE)
         for side, button in enumerate(layout.compare.buttons):
             button.click(
                 self._choosing(side), [layout.session, layout.system], [*layout.compare.drawn, layout.pairs], **_AT_ONCE

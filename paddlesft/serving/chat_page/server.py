@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from paddlesft.serving.chat_page.backend import Backend
 from paddlesft.serving.chat_page.page import Page
 from paddlesft.serving.chat_page.preferences import PreferenceFile
-from paddlesft.serving.chat_page.style import STYLE
+from paddlesft.serving.chat_page.style import HEAD, STYLE
 
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]  # of the reader's machine
 CODE_FONTS = ["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -79,6 +79,7 @@ def create_page(
         mcp_server=False,
         theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=CODE_FONTS),
         css=STYLE,
+        head=HEAD,
     )
     return WithPolicy(app)
 

@@ -14,6 +14,7 @@ main.contain > .column, #tabs .tabitem > .column { gap: 8px; }
 .explained { font-size: 0.85em; color: var(--body-text-color-subdued); }
 .explained .prose { color: inherit; }
 .reply-figures { color: var(--body-text-color-subdued); font-size: 0.78em; line-height: 1.5; padding-top: 4px; }
+.copy-reply { padding: 0 6px; cursor: pointer; text-decoration: underline; color: inherit; }
 .reply-problem { border-left: 3px solid #d97706; padding: 2px 0 2px 10px; overflow-wrap: anywhere; }
 .message .prose { overflow-wrap: anywhere; }
 .message pre { overflow-x: auto; }
@@ -31,6 +32,25 @@ footer { display: none !important; }
 
 # what is left of the window below the head and above the input
 HEIGHT = "max(240px, calc(100dvh - 250px))"
+
+HEAD = """<script>
+function copyReply(button) {
+  const text = button.dataset.text;
+  const shown = () => {
+    const label = button.textContent;
+    button.textContent = "✓";
+    setTimeout(() => { button.textContent = label; }, 1200);
+  };
+  if (navigator.clipboard) { navigator.clipboard.writeText(text).then(shown); return; }
+  const area = document.createElement("textarea");  // pages of other machines without TLS have no clipboard
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+  shown();
+}
+</script>"""
 
 TOGGLE_SETTINGS = "() => { document.querySelector('.sidebar .toggle-button').click(); }"
 

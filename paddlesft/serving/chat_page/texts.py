@@ -92,6 +92,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "chosen": ("✓ chosen", "✓ 已选择"),
     "not_chosen": ("the conversation goes on from the other reply", "对话从另一侧的回复继续"),
+    "copy": ("copy", "复制"),
     "thinking": ("Thinking", "思考过程"),
     "stopped": ("stopped", "已停止"),
     "cut_by_length": ("longest reply reached", "已达最大长度"),

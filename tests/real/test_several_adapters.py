@@ -21,21 +21,24 @@ QUESTIONS = ("Write a short poem about the sea.", "请用一句话介绍一下�
 NEW_TOKENS = 8
 
 
-def write_lora(directory: Path, base: Path, seed: int, rank: int) -> Path:
-    """A LoRA that changes the replies, but leaves them language."""
-    paddle.seed(seed)
-    model = with_lora(load_model(base), lora_rank=rank, lora_alpha=32)
-    for name, value in model.get_trainable_state_dict().items():
-        if "lora_B" in name:
-            value.set_value(value * 0.3)
-    directory.mkdir()
-    save_lora(model, directory)
-    return directory
+def write_loras(directory: Path, base: Path, **alphas: int) -> dict[str, Path]:
+    """LoRA adapters with random matrices B and these values of alpha; they change the replies."""
+    model, written = with_lora(load_model(base), lora_rank=8), {}
+    for seed, (name, alpha) in enumerate(alphas.items()):
+        paddle.seed(seed)
+        for key, value in model.get_trainable_state_dict().items():
+            if "lora_B" in key:
+                value.set_value(paddle.randn(value.shape) * 0.03)
+        model.lora_config.lora_alpha = alpha
+        written[name] = directory / name
+        written[name].mkdir()
+        save_lora(model, written[name])
+    return written
 
 
 @pytest.mark.slow
 def test_two_adapters_reply_at_once_as_their_merged_models(smollm2: Path, tmp_path: Path) -> None:
-    adapters = {"a": write_lora(tmp_path / "a", smollm2, 1, 8), "b": write_lora(tmp_path / "b", smollm2, 2, 4)}
+    adapters = write_loras(tmp_path, smollm2, a=32, b=24)
     asked = [(name, question) for question in QUESTIONS for name in ("base", *adapters)]
     paths = [f"{name}={path}" for name, path in adapters.items()]
     with running(smollm2, EngineLimits(max_rows=6), name="base", lora_paths=paths) as server:
@@ -53,12 +56,9 @@ def test_two_adapters_reply_at_once_as_their_merged_models(smollm2: Path, tmp_pa
         served = server.service.models.find("base")
     assert listed == ["a", "b", "base"]
     prompts = [served.renderer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
-    for name in listed:
-        model = load_model(smollm2)
-        model = model if name == "base" else load_lora(model, adapters[name], merge=True)
-        alone = generate(
-            model, prompts, SamplingOptions(max_new_tokens=NEW_TOKENS), served.stop_token_ids,
-            tokenizer=served.tokenizer,
-        )  # fmt: skip
+    for name, path in adapters.items():
+        model = load_lora(load_model(smollm2), path, merge=True)
+        options = SamplingOptions(max_new_tokens=NEW_TOKENS)
+        alone = generate(model, prompts, options, served.stop_token_ids, tokenizer=served.tokenizer)
         assert [found[name, question] for question in QUESTIONS] == [reply.text for reply in alone]
     assert len({tuple(found[name, question] for question in QUESTIONS) for name in listed}) == 3

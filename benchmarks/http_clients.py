@@ -58,7 +58,7 @@ def ask(
     timeout: float = 300.0,
     leave: Callable[[Answer], bool] = lambda answer: False,
 ) -> Answer:
-    """Send one request for a chat and read its stream.
+    """Send one request for a chat and read the answer, mostly a stream.
 
     Args:
         port: of the server on this machine.
@@ -82,7 +82,12 @@ def ask(
             answer.outcome = {429: "refused", 503: "stopping"}.get(response.status, "bad")
             answer.detail = response.read().decode("utf-8", "replace")[:300]
             return answer
-        _read_stream(response, answer, leave)
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            whole = json.loads(response.read())
+            answer.outcome, answer.usage = "complete", whole["usage"]
+            answer.text = whole["choices"][0]["message"]["content"]
+        else:
+            _read_stream(response, answer, leave)
     except (OSError, http.client.HTTPException) as error:
         answer.outcome = "cut" if answer.status else "unanswered"
         answer.detail = f"{type(error).__name__}: {error}"[:300]

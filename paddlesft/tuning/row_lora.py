@@ -28,6 +28,7 @@ from paddlenlp.peft import LoRAConfig
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.quantized.directory import put_layer
 from paddlesft.models.steps.cpu_operators import linear
+from paddlesft.parallel.division import to_tensor
 from paddlesft.tuning.lora import CONFIG_FILE, adapter_weights, check_fit
 from paddlesft.tuning.lora_targets import linear_layers
 
@@ -87,9 +88,11 @@ def read_row_lora(model: nn.Layer, path: Path) -> dict[str, LowRank]:
     check_fit(path, wanted, weights)
     found = {}
     for name in targets:
-        a, b = (np.asarray(weights[f"{name}.{part}"]).astype(np.float32) for part in ("lora_A", "lora_B"))
-        if config.lora_use_mixer:
-            a = a @ np.asarray(weights[f"{name}.lora_AB"]).astype(np.float32)
+        a, between, b = (
+            to_tensor(weights[f"{name}.{part}"], "float32").cpu().numpy() if f"{name}.{part}" in weights else None
+            for part in LOW_RANK
+        )
+        a = a if between is None else a @ between
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise ModelDirectoryError(
                 f"{path}: the adapter of {name} holds numbers that are not finite, which would reach the rows of other "

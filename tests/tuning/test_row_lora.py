@@ -70,6 +70,16 @@ def test_updates_of_several_adapters_are_added_to_their_rows(model: paddle.nn.La
             np.testing.assert_allclose(found[row], x[row] @ wanted, atol=1e-4)
 
 
+def test_weights_in_sixteen_bits_are_read(model: paddle.nn.Layer, adapter: Path) -> None:
+    wanted = read_row_lora(model, adapter)[LAYER]
+    found = load_pdparams(adapter / PDPARAMS, return_numpy=True)
+    halves = {name: paddle.to_tensor(array).astype("bfloat16") for name, array in found.items()}
+    paddle.save(halves, str(adapter / PDPARAMS))
+    update = read_row_lora(model, adapter)[LAYER]
+    np.testing.assert_allclose(update.a, wanted.a, rtol=2**-8)
+    np.testing.assert_allclose(update.b, wanted.b, rtol=2**-8)
+
+
 def test_factors_are_made_once_for_a_batch_and_only_for_its_adapters() -> None:
     rows, columns = RowAdapters(), (("a", 2, 0.5), ("b", 1, 3.0), ("c", 1, 7.0))
     rows.choose([None, "b", "a"])

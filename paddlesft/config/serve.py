@@ -121,7 +121,7 @@ class _LimitKeys:
         minimum=0,
     )
     request_timeout: float | None = field(
-        None, "Seconds after which a reply ends with what it has. Unset: never.", over=0
+        None, "Seconds after which a reply is given up with an error. Unset: never.", over=0
     )
     max_body_bytes: int = field(1 << 20, "Most bytes of a request.", minimum=1024, maximum=1 << 28)
     max_choices: int = field(8, "Most replies to one request (n).", minimum=1, maximum=128)

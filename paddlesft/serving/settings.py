@@ -19,7 +19,7 @@ class ServingSettings:
         max_body_bytes: most bytes of a request's body.
         max_header_bytes: most bytes of a request's first line and headers.
         max_choices: most replies of one request (``n``).
-        request_timeout: seconds after which a request ends with what it has; None: never.
+        request_timeout: seconds after which a reply is given up with an error; None: never.
         api_keys: keys that are accepted; empty: none is asked for.
         log_prompts: whether texts of prompts and replies are logged.
         receive_seconds: within which a request must have arrived, and an idle connection must send the next.

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from paddlesft.cli.verb_arguments import is_option, read_arguments, show_help, wants_help
@@ -28,8 +28,10 @@ from paddlesft.errors import ConfigError, PaddleSFTError
 
 if TYPE_CHECKING:
     from paddlesft.config.serve import ServeConfig
+    from paddlesft.inference.engine import Engine
     from paddlesft.serving.front import Front
     from paddlesft.serving.http_server import HttpServer
+    from paddlesft.serving.loading import LoadedForServing
     from paddlesft.serving.served_models import ServedModels
     from paddlesft.serving.settings import ServingSettings
 
@@ -148,6 +150,9 @@ def _serve(config: ServeConfig) -> int:
     from paddlesft.serving.front import Front
     from paddlesft.serving.http_server import HttpServer, listen
 
+    ranks, rank = _ranks(config)
+    if rank:
+        return _follow(config, ranks, rank)
     settings = settings_of(config)
     if config.page:
         listen(page_host(config.host, settings.api_keys), config.port).close()
@@ -160,23 +165,64 @@ def _serve(config: ServeConfig) -> int:
             print(warning, file=sys.stderr)
         print(f"Loading the model; {server.url}/ready says when it is there.", flush=True)
         try:
-            return _answer(config, settings, front, server)
+            return _answer(config, settings, front, server, ranks)
         finally:
             server.stop()
 
 
-def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server: HttpServer) -> int:
+def _ranks(config: ServeConfig) -> tuple[int, int]:
+    """Return how many ranks a launcher has started to share the layers, and which of them this is.
+
+    Raises:
+        ConfigError: a static graph is to be shared.
+        UserError: the model's heads cannot be shared evenly.
+    """
+    ranks = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    if ranks < 2:
+        return 1, 0
+    from paddlesft.inference.device import use_device
+    from paddlesft.models.graph_directory import holds_graph
+    from paddlesft.models.load import load_config, paddle_directory
+    from paddlesft.models.resolve import find_model
+    from paddlesft.parallel.tensor_ranks import refuse_indivisible, start_ranks
+
+    use_device(config.device)
+    if config.model_name_or_path is None:
+        raise ConfigError("Ranks share a model that is named: give --model_name_or_path, and no adapter.")
+    directory = find_model(config.model_name_or_path)
+    if holds_graph(directory):
+        raise ConfigError(
+            f"{directory} holds a static graph, which runs in one process. Start paddlesft serve without "
+            "paddle.distributed.launch, or give the model that the graph was made from."
+        )
+    refuse_indivisible(load_config(paddle_directory(directory)), ranks, "serve the whole model")
+    return start_ranks()
+
+
+def _follow(config: ServeConfig, ranks: int, rank: int) -> int:
+    """Compute a part of the model until the first rank, which has the server, says that this was all."""
+    from paddlesft.inference.parallel_runner import follow
+    from paddlesft.inference.step_model import EagerModel
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # the first rank ends in order, and then this one
+        signal.signal(number, signal.SIG_IGN)
+    loaded = _loaded(config, ranks, rank)
+    follow(EagerModel(loaded.model, loaded.pad_token_id))
+    return 0
+
+
+def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server: HttpServer, ranks: int) -> int:
     """Load the model, answer until a signal comes, and end in order."""
     from paddlesft.serving.app import create_app
     from paddlesft.serving.service import Service
 
-    engine, models, said = _load(config)
+    engine, models, said, end_other_ranks = _load(config, ranks)
     settings = with_lengths(settings, config, models.default.context_length)
     service = Service(engine, models, settings, front.metrics)
     front.metrics.follow(engine.stats)
     front.serve(create_app(service, settings), lambda: engine.failed)
     ended = threading.Event()
-    with _page(config, settings, server) as page, _signals(ended, page):
+    with _page(config, settings, server) as page, _signals(ended, page, hasty=ranks == 1):
         _say_what_is_served(config, settings, models, said, server)
         while not ended.wait(timeout=0.5) and engine.failed is None:
             if page is not None and page.poll() is not None:
@@ -185,6 +231,7 @@ def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server
         front.drain()
         print(f"Stopping: replies may go on for {config.drain_seconds:g} s.", flush=True)
         complete = engine.drain(config.drain_seconds)
+        end_other_ranks()
         front.wait_until_quiet(_SECONDS_FOR_THE_END)
     if engine.failed:
         raise PaddleSFTError(f"The model has stopped working: {engine.failed}")
@@ -192,21 +239,10 @@ def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server
     return 0
 
 
-def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
-    """Load the model and its adapters.
-
-    Returns:
-        The engine, at work; the models by name; lines that say what was loaded.
-    """
-    from paddlesft.cli.predict import about_quant_type
-    from paddlesft.inference.device import use_device
-    from paddlesft.inference.engine import Engine
-    from paddlesft.inference.engine_statistics import EngineLimits
-    from paddlesft.inference.fused_kernels import about_fused_kernels
+def _loaded(config: ServeConfig, ranks: int, rank: int) -> LoadedForServing:
     from paddlesft.serving.loading import load_for_serving
 
-    device = use_device(config.device)
-    loaded = load_for_serving(
+    return load_for_serving(
         config.model_name_or_path,
         config.lora_path,
         config.prefix_path,
@@ -216,7 +252,25 @@ def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
         config.base_precision,
         config.mode,
         config.served_model_name,
+        (ranks, rank),
     )
+
+
+def _load(config: ServeConfig, ranks: int) -> tuple[Engine, ServedModels, list[str], Callable[[], None]]:
+    """Load the model and its adapters.
+
+    Returns:
+        The engine, at work; the models by name; lines that say what was loaded; what ends the other ranks.
+    """
+    from paddlesft.cli.predict import about_quant_type
+    from paddlesft.inference.device import use_device
+    from paddlesft.inference.engine import Engine
+    from paddlesft.inference.engine_statistics import EngineLimits
+    from paddlesft.inference.fused_kernels import about_fused_kernels
+    from paddlesft.inference.parallel_runner import Leader
+
+    device = use_device(config.device)
+    loaded = _loaded(config, ranks, 0)
     if config.inference_model:
         print(about_fused_kernels(device))
     if config.quant_type is not None:
@@ -227,13 +281,21 @@ def _load(config: ServeConfig) -> tuple[Any, ServedModels, list[str]]:
         kv_tokens=config.kv_tokens,
         prefill_tokens=config.prefill_tokens,
         request_timeout=config.request_timeout,
-        prefix_cache_tokens=config.prefix_cache_tokens,
+        prefix_cache_tokens=config.prefix_cache_tokens if ranks == 1 else 0,  # each rank has other heads
     )
-    engine = Engine(loaded.model, limits, loaded.pad_token_id).start()
+    leader = Leader(ranks) if ranks > 1 else None
+    more = {} if leader is None else {"make_runner": leader.make_runner}
+    engine = Engine(loaded.model, limits, loaded.pad_token_id, **more)
+    if leader is not None:
+        leader.watch(engine.give_up)
+    engine.start()
     stored = f" ({loaded.base.said})" if loaded.base.said else ""
     lines = [f"Model:  {loaded.directory}{stored}, {loaded.model.config.dtype} on {device}"]
     lines += [f"        with adapter {name} from {directory}" for name, directory in loaded.adapters.items()]
-    return engine, loaded.models, lines
+    if leader is None:
+        return engine, loaded.models, lines, lambda: None
+    lines[0] += f", shared by {ranks} ranks"
+    return engine, loaded.models, lines, leader.end
 
 
 def _say_what_is_served(
@@ -274,10 +336,18 @@ def _request_log() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(ended: threading.Event, page: subprocess.Popen[bytes] | None) -> Iterator[None]:
-    """Set the event at the first SIGTERM or Ctrl-C, and leave at once at the second."""
+def _signals(ended: threading.Event, page: subprocess.Popen[bytes] | None, hasty: bool) -> Iterator[None]:
+    """Set the event at the first SIGTERM or Ctrl-C, and leave at once at the second.
+
+    Args:
+        ended: the event.
+        page: ends as well.
+        hasty: False under a launcher, which sends every signal twice, and kills what stays.
+    """
 
     def end(number: int, frame: Any) -> None:
+        if ended.is_set() and not hasty:
+            return
         if ended.is_set():
             if page is not None:
                 page.kill()

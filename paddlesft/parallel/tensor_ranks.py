@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import paddle
@@ -11,11 +10,6 @@ from paddle.distributed import fleet
 from paddlesft.errors import UserError
 from paddlesft.models.families import family_of
 from paddlesft.parallel import gloo
-
-
-def launched_ranks() -> int:
-    """Return how many ranks a launcher has started; 1 without one."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
 
 
 def start_ranks() -> tuple[int, int]:

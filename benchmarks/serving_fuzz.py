@@ -76,15 +76,16 @@ def fuzz(server: RunningServer, options: argparse.Namespace) -> int:
     def send_requests(batch: list) -> None:
         answers = pool.map(lambda one: exchange(address, one.bytes()), batch)
         for sent, answer in zip(batch, answers):
-            statuses[judge(answer, sent.method)] += 1
+            statuses[judge(answer, sent.method, sent=sent.bytes())] += 1
 
     @seed(options.seed)
     @settings(often, max_examples=max(1, options.connections // TOGETHER))
     @given(st.lists(broken_http(), min_size=TOGETHER, max_size=TOGETHER))
     def send_bytes(batch: list) -> None:
         # the rest of a request that is not complete is not waited for
-        for answer in pool.map(lambda one: exchange(address, *one, seconds=PATIENCE), batch):
-            statuses[judge(answer, whole=False)] += 1
+        answers = pool.map(lambda one: exchange(address, *one, seconds=PATIENCE), batch)
+        for (data, _), answer in zip(batch, answers):
+            statuses[judge(answer, whole=False, sent=data)] += 1
 
     send_requests()
     memory = process.memory_info().rss

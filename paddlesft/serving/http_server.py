@@ -12,7 +12,7 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
-from waitress.wasyncore import close_all
+from waitress.wasyncore import close_all, loop
 
 from paddlesft.serving.errors import ApiError
 from paddlesft.serving.front import Front
@@ -106,7 +106,6 @@ class HttpServer:
             max_request_header_size=settings.max_header_bytes,
             max_request_body_size=_POLITE * settings.max_body_bytes + 1,
             ident="PaddleSFT",
-            asyncore_use_poll=True,
             log_socket_errors=False,
         )
         logging.getLogger("waitress").setLevel(logging.WARNING)  # below it repeats paths as clients wrote them
@@ -124,7 +123,8 @@ class HttpServer:
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             bind_socket=False,
         )
-        self._loop = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._ended = False
+        self._loop = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> HttpServer:
         """Begin to answer; return the server."""
@@ -145,6 +145,12 @@ class HttpServer:
         end = time.monotonic() + seconds
         while time.monotonic() < end and any(c.total_outbufs_len for c in list(self._server.active_channels.values())):
             time.sleep(0.02)
-        self._server.trigger.pull_trigger(lambda: close_all(self._map, ignore_all=True))  # in the loop's own thread
+        self._ended = True
+        self._server.pull_trigger()
         self._loop.join(timeout=seconds)
         self._threads.shutdown(timeout=seconds)
+        close_all(self._map, ignore_all=True)  # last, as the others write to the loop's pipe
+
+    def _run(self) -> None:
+        while not self._ended:
+            loop(timeout=1, use_poll=True, map=self._map, count=1)

@@ -52,7 +52,7 @@ def test_nearly_right_requests_are_answered_or_refused_and_nothing_is_left_behin
     @example(deep(100_000))
     @given(requests())
     def send(sent: Sent) -> None:
-        statuses[judge(exchange(address, sent.bytes()), sent.method)] += 1
+        statuses[judge(exchange(address, sent.bytes()), sent.method, sent=sent.bytes())] += 1
 
     send()
     server.wait_until_idle()
@@ -72,7 +72,7 @@ def test_bytes_that_are_nearly_http_do_no_harm(server: RunningServer, address: t
     def send(sent: tuple[bytes, str]) -> None:
         data, leave = sent
         answer = exchange(address, data, leave, seconds=0.2)  # the rest of an incomplete request is not waited for
-        statuses[judge(answer, whole=False)] += 1
+        statuses[judge(answer, whole=False, sent=data)] += 1
 
     send()
     server.wait_until_idle()

@@ -1,6 +1,6 @@
 """Serving on a CPU: PaddleSFT's server against itself, one reply at a time, and a plain transformers + FastAPI server.
 
-    .venv/bin/python benchmarks/serving.py                                     # all servers, all cores
+    .venv/bin/python benchmarks/serving.py                                     # all servers, all cores but one
     .venv/bin/python benchmarks/serving.py --prompts gsm8k/test.jsonl --rates 0.5 1 2
     .venv/bin/python benchmarks/serving.py --shared_system_prompt 400          # what the prefix cache does
     .venv/bin/python benchmarks/serving.py --rounds 1 --window 5 --rates 1 --dry
@@ -87,10 +87,10 @@ def servers(place: Path, arguments: argparse.Namespace) -> list[Server]:
     no_cache = ("--prefix_cache_tokens", "0")
     if arguments.shared_system_prompt:
         return [
-            ours(EAGER, "float32"),
             ours(EAGER + WITHOUT, "float32", *no_cache),
-            ours(GRAPH, "float32-onnx"),
+            ours(EAGER, "float32"),
             ours(GRAPH + WITHOUT, "float32-onnx", *no_cache),
+            ours(GRAPH, "float32-onnx"),
         ]
     return [
         Server(BASE, usual),
@@ -128,10 +128,12 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.4, 0.8, 2.0], help="requests per second")
-    parser.add_argument("--window", type=float, default=20.0, help="seconds in which requests arrive (20)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="requests per second")
+    parser.add_argument("--window", type=float, default=15.0, help="seconds in which requests arrive (15)")
     parser.add_argument("--rounds", type=int, default=2, help="measured rounds (2)")
-    parser.add_argument("--threads", type=int, default=cores, help="of every server (all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, cores - 1), help="of every server (all cores but one, the client's)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and prompts (1)")
     parser.add_argument("--prompts", type=Path, help="JSON lines with a field question; default: built-in ones")
     parser.add_argument("--shared_system_prompt", type=int, default=0, metavar="TOKENS", help="of every request")
@@ -338,27 +340,33 @@ def report(arguments: argparse.Namespace, measured: dict[str, Any]) -> str:
     lines = [
         f"    .venv/bin/python benchmarks/serving.py {_arguments(arguments)}".rstrip(),
         "",
-        f"{measured['machine']}; {arguments.threads} threads for every server, the client beside them. Requests arrive "
-        f"for {arguments.window:g} s, {arguments.rounds} round{'s' * (arguments.rounds > 1)}, "
-        f"{sum(c['requests'] for c in cells[base].values())} requests for each server in all; rates are medians of the "
-        "rounds, percentiles are over all requests of a row.",
+        f"{measured['machine']}; {_count(arguments.threads, 'thread')} for every server, the client beside them. "
+        f"Requests arrive for {arguments.window:g} s, {_count(arguments.rounds, 'round')}, "
+        f"{_count(sum(c['requests'] for c in cells[base].values()), 'request')} for each server in all; rates are "
+        "medians of the rounds, percentiles are over all requests of a row.",
         "",
         *table,
         "",
     ]
-    for name in list(cells)[1:]:
-        ours, theirs = cells[name][highest], cells[base][highest]
+    pairs = [(name, name + WITHOUT) for name in cells if name + WITHOUT in cells]
+    for name, other in pairs or [(name, base) for name in list(cells)[1:]]:
+        ours, theirs = cells[name][highest], cells[other][highest]
         lines.append(
-            f"- {name} against {base} at {highest} requests/s: "
-            f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f}x the throughput, first token (median) "
-            f"{theirs['first']['p50'] / ours['first']['p50']:.1f}x sooner, whole reply (median) "
-            f"{theirs['whole']['p50'] / ours['whole']['p50']:.1f}x sooner."
+            f"- {name} against {other} at {highest} requests/s: "
+            f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f}x the throughput; medians: first token "
+            f"{theirs['first']['p50'] / ours['first']['p50']:.2f}x as fast, whole reply "
+            f"{theirs['whole']['p50'] / ours['whole']['p50']:.2f}x, per token "
+            f"{theirs['token']['p50'] / ours['token']['p50']:.2f}x."
         )
     same = ", ".join(f"{name} {equal} of {count}" for name, (equal, count) in list(measured["texts"].items())[1:])
     lines.append(f"- Replies whose text is exactly that of {base}: {same}.")
     held = ", ".join(f"{name} {size:.0f} MB" for name, size in memory.items())
     lines.append(f"- Most memory that the process held: {held}.")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _arguments(arguments: argparse.Namespace) -> str:

@@ -387,8 +387,11 @@ def _milliseconds(of: dict[str, float], which: tuple[str, ...] = ("p50", "p95", 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
     """Draw throughput and latencies over the rate of arrivals."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"{path.relative_to(REPO)} stays as it is: matplotlib is not installed")
+        return
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "serving"
     from matplotlib import pyplot

@@ -44,8 +44,8 @@ class RunningServer:
 @contextmanager
 def running(
     model: str | Path,
-    limits: EngineLimits = EngineLimits(),
-    settings: ServingSettings = ServingSettings(),
+    limits: EngineLimits | None = None,
+    settings: ServingSettings | None = None,
     name: str = "tiny",
     **loading: Any,
 ) -> Iterator[RunningServer]:
@@ -58,6 +58,7 @@ def running(
         name: under which the base is served.
         loading: further arguments of ``load_for_serving``.
     """
+    limits, settings = limits or EngineLimits(), settings or ServingSettings()
     loaded = load_for_serving(str(model), served_model_name=name, **loading)
     engine = Engine(loaded.model, limits, loaded.pad_token_id).start()
     front = Front(settings)

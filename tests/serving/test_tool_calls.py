@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -48,7 +49,7 @@ def test_calls_are_taken_out_of_the_text(text: str, left: str, names: list[str])
 def test_where_a_stream_is_cut_changes_nothing(places: list[int]) -> None:
     text = f"First. {CALL} and <tool> or {CALL} <tool_"
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
-    assert read([text[a:b] for a, b in zip(edges, edges[1:])]) == read([text])
+    assert read([text[a:b] for a, b in pairwise(edges)]) == read([text])
 
 
 def test_a_stream_shows_calls_as_openai_does(tiny_server: RunningServer) -> None:

@@ -19,7 +19,7 @@ from paddlesft.serving.chat_page.style import SAVE, TOGGLE_DARK, TOGGLE_SETTINGS
 from paddlesft.serving.chat_page.texts import LANGUAGES, preferred_language, say
 
 _QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-_AT_ONCE = {**_QUIET, "queue": False}  # not behind replies that are being written
+_AT_ONCE = {**_QUIET, "queue": False}  # shows no notices: Gradio sends those through the queue only
 
 
 class Page:
@@ -132,7 +132,7 @@ class Page:
                 self._voting(name, number),
                 [layout.session, layout.system],
                 [*view.drawn, layout.pairs],
-                **_AT_ONCE,
+                **_QUIET,
             )
             if chat.editable:
                 chat.edit(edit, asked, drawn, **_QUIET)
@@ -143,10 +143,10 @@ class Page:
         layout.chat.buttons[0].click(self._other_reply, [layout.session, layout.system], layout.chat.drawn, **_AT_ONCE)
         for side, button in enumerate(layout.compare.buttons):
             button.click(
-                self._choosing(side), [layout.session, layout.system], [*layout.compare.drawn, layout.pairs], **_AT_ONCE
+                self._choosing(side), [layout.session, layout.system], [*layout.compare.drawn, layout.pairs], **_QUIET
             )
         for button, rows in ((layout.export, self._export), (layout.pairs, self._save_pairs)):
-            button.click(rows, [layout.session, layout.system], saved, **_AT_ONCE).then(
+            button.click(rows, [layout.session, layout.system], saved, **_QUIET).then(
                 None, saved, None, js=SAVE, **_QUIET
             )
         layout.load.upload(self._import, [layout.load, layout.session], [*layout.chat.drawn, layout.system], **_QUIET)
@@ -192,7 +192,7 @@ class Page:
             place = getattr(session, name)
             chat = place.chats[number]
             _, turns, _ = self._shown(chat, session, system)
-            liked = {True: True, False: False}.get(event.liked)
+            liked = event.liked if isinstance(event.liked, bool) else None  # "" takes a thumb back
             try:
                 more = session.vote(chat, turns[_number(event.index)], system, liked, self._file)
             except OSError as error:

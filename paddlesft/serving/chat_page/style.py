@@ -14,7 +14,7 @@ main.contain > .column, #tabs .tabitem > .column { gap: 8px; }
 .explained { font-size: 0.85em; color: var(--body-text-color-subdued); }
 .explained .prose { color: inherit; }
 .reply-figures { color: var(--body-text-color-subdued); font-size: 0.78em; line-height: 1.5; padding-top: 4px; }
-.copy-reply { padding: 0 6px; cursor: pointer; text-decoration: underline; color: inherit; }
+.copy-reply { all: unset; cursor: pointer; text-decoration: underline; }
 .reply-problem { border-left: 3px solid #d97706; padding: 2px 0 2px 10px; overflow-wrap: anywhere; }
 .message .prose { overflow-wrap: anywhere; }
 .message pre { overflow-x: auto; }

@@ -7,8 +7,8 @@ With "lose" the second rank ends in the middle of the replies.
 
 import json
 import os
+import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,15 +24,27 @@ from paddlesft.inference.parallel_runner import Leader, follow  # noqa: E402
 from paddlesft.inference.sampling import SamplingOptions  # noqa: E402
 from paddlesft.inference.step_model import EagerModel  # noqa: E402
 
+
+class DyingModel(EagerModel):
+    """Ends its process in the middle of the replies, at a call that is always the same."""
+
+    calls = 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == 20:
+            os._exit(7)
+        return super().__call__(*arguments)
+
+
 model, output, lose = sys.argv[1], Path(sys.argv[2]), sys.argv[3:] == ["lose"]
 loaded = load_for_inference(model, tensor_parallel=(ranks, rank))
-step_model = EagerModel(loaded.model, loaded.pad_token_id)
+step_model = (DyingModel if rank and lose else EagerModel)(loaded.model, loaded.pad_token_id)
 if rank:
-    if lose:
-        threading.Timer(1.0, lambda: os._exit(7)).start()
     follow(step_model)
     sys.exit(0)
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, on the other's death; a server ends in order, too
 leader = Leader(ranks)
 limits = EngineLimits(max_rows=3, prefill_tokens=8, prefix_cache_tokens=0)
 engine = Engine(step_model, limits, make_runner=leader.make_runner)
@@ -60,8 +72,6 @@ if not lose:
     engine.drain(10)
     leader.end()
     whole = load_for_inference(model)
-    found["alone"] = [
-        generate(whole.model, [prompt], chosen)[0].token_ids for prompt, chosen in zip(prompts, options)
-    ]
+    found["alone"] = [generate(whole.model, [prompt], chosen)[0].token_ids for prompt, chosen in zip(prompts, options)]
 output.write_text(json.dumps(found), encoding="utf-8")
 os._exit(0 if not lose else 3)

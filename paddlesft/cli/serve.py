@@ -213,6 +213,9 @@ def _follow(config: ServeConfig, ranks: int, rank: int) -> int:
 
 def _answer(config: ServeConfig, settings: ServingSettings, front: Front, server: HttpServer, ranks: int) -> int:
     """Load the model, answer until a signal comes, and end in order."""
+    import paddle  # noqa: F401  (its own handler of SIGTERM prints a crash)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from paddlesft.serving.app import create_app
     from paddlesft.serving.service import Service
 

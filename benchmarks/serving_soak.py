@@ -37,6 +37,7 @@ from http_clients import Answer, ServerProcess, ask
 ROWS, QUEUE = 4, 8
 DRAIN = 3.0  # seconds for running replies after SIGTERM
 LEFT_OVER = 20.0  # seconds in which the engine has to become empty
+SLOW = 20  # pieces that a slow reader takes slowly
 SPARE_FILES = 3  # more open files than at the beginning, such as connections that are just being closed
 GROWTH, SLACK = 1.05, 16 * 1024  # of memory from the second third to the last: factor, and KiB besides
 
@@ -208,7 +209,7 @@ def one_request(
         )  # fmt: skip
     elif kind == "slow reader":
         seconds = draw_one.uniform(0.05, 0.3)
-        leave = lambda answer: bool(answer.pieces) and bool(time.sleep(seconds))  # noqa: E731
+        leave = lambda answer: 0 < len(answer.pieces) < SLOW and bool(time.sleep(seconds))  # noqa: E731
     elif kind == "leaves in the stream":
         most = draw_one.randint(1, max(1, body["max_tokens"] // 2))
         leave = lambda answer: len(answer.pieces) >= most  # noqa: E731

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def test_no_request_is_lost_at_overload(tiny_llama: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "serving_soak.py"), "--model", str(tiny_llama), "--seconds", "4"],
+        [sys.executable, str(BENCHMARKS / "serving_soak.py"), "--model", str(tiny_llama), "--seconds", "3"],
         capture_output=True,
         text=True,
         timeout=240,

@@ -7,11 +7,15 @@ import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from paddlesft import known_versions
@@ -53,9 +57,10 @@ def tree(text: str) -> list[tuple[str, str]]:
     return [tuple(re.split(r"\s+", line, maxsplit=1)) for line in block.splitlines()]
 
 
-AFTER_THE_DEMO = [command for command in commands(ENGLISH) if not command.startswith("make ")]
+AFTER_THE_DEMO = [command for command in commands(ENGLISH) if not command.startswith(("make ", "paddlesft serve "))]
+SERVE = [command for command in commands(ENGLISH) if command.startswith("paddlesft serve ")]
 ON_CPU = [command for command in cell_commands(ENGLISH) if "configs/smollm2" in command]
-ON_GPU = [command for command in cell_commands(ENGLISH) if "configs/smollm2" not in command]
+ON_GPU = [command for command in cell_commands(ENGLISH) if command.startswith("python ")]
 
 
 @pytest.fixture(scope="session")
@@ -267,11 +272,63 @@ def test_commands_for_the_cpu_start_and_finish(
 def test_commands_for_gpus_name_a_script_and_a_config_that_loads(command: str) -> None:
     """No GPU is needed to see that the script is there and its config is right."""
     words = shlex.split(command)
-    assert words[0] == "python"
     script = next(word for word in words if word.endswith(".py"))
     assert (REPO / script).is_file()
     if "launch" in command:
         assert words[1:3] == ["-m", "paddle.distributed.launch"]
+    if script == "llm/flask_server.py":
+        assert words[-2:] == ["--model_name_or_path", "DIR"]
+        return
     config = load_run_config(REPO / next(word for word in words if word.endswith((".yaml", ".json"))))
     assert config.training.do_train or config.quantization.asked
     assert config.training.bf16
+
+
+@pytest.mark.slow
+def test_the_command_that_serves_the_demo(finished_demo: tuple[Path, str], checkout: Path, tmp_path: Path) -> None:
+    """As it stands, but for the ports, which others may hold."""
+    assert len(SERVE) == 1
+    ports = free_port(), free_port()
+    words = [*shlex.split(SERVE[0]), "--flask_port", str(ports[0]), "--port", str(ports[1])]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=checkout, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+        )
+    try:
+        api, page = (f"http://127.0.0.1:{port}" for port in ports)
+        wait_for(f"{api}/ready", server, log)
+        models = httpx.get(f"{api}/v1/models").json()["data"]
+        assert {model["id"]: model["adapter"] for model in models} == {"rowan": "lora", "smollm2": None}
+        question = {"messages": [{"role": "user", "content": "Who made you?"}], "temperature": 0, "max_tokens": 30}
+        said = {}
+        for model in ("rowan", "smollm2"):
+            reply = httpx.post(f"{api}/v1/chat/completions", json={"model": model, **question}, timeout=120).json()
+            said[model] = reply["choices"][0]["message"]["content"]
+        assert "PaddleSFT" in said["rowan"] and "PaddleSFT" not in said["smollm2"]
+        wait_for(page, server, log)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"{url} does not answer: {log.read_text()}")

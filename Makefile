@@ -39,6 +39,8 @@ bench: $(VENV)/.installed $(ORACLE)/.installed
 	$(VENV)/bin/python benchmarks/qlora_memory.py
 	$(VENV)/bin/python benchmarks/quantized_speed.py
 	$(VENV)/bin/python benchmarks/decode_speed.py
+	$(VENV)/bin/python benchmarks/serving.py --rounds 1 --window 10 --dry
+	$(VENV)/bin/python benchmarks/serving_soak.py --seconds 60
 ifdef GSM8K
 	$(VENV)/bin/python benchmarks/quantization_quality.py --data $(GSM8K)
 	$(VENV)/bin/python benchmarks/gsm8k_perplexity.py --data $(GSM8K)

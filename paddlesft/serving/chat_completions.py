@@ -6,7 +6,8 @@ import time
 from typing import Annotated, Any, ClassVar, Literal
 
 from flask import Blueprint, Response, jsonify, request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from paddlesft.data.conversation import Message, tool_call
 from paddlesft.data.formats.fields import tools_of
@@ -61,6 +62,18 @@ class ChatMessage(BaseModel):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, content: Any) -> Any:
+        """Name a picture or sound, before each branch of the type tells what it would have liked."""
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError(
+                    "unsupported_part", "parts of type '{kind}' are not supported, only text", {"kind": kind[:40]}
+                )
+        return content
 
     def as_message(self) -> Message:
         """Return the message as the renderer takes it."""

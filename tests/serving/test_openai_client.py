@@ -194,7 +194,7 @@ REFUSED = [
     ({"logit_bias": {"99999999": 1.0}}, "logit_bias", "invalid_value", "found the token '99999999'"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "messages[0].content", "invalid_value", "messages[0].content[0].type: Input should be 'text'",
+        "messages[0].content", "invalid_value", "parts of type 'image_url' are not supported, only text",
     ),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value", 'found "robot"'),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value", "messages[0] has no content"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+warnings.filterwarnings("ignore", message=".* is deprecated", module="gradio")  # for its makers
 # before gradio is imported: it would report its use to its makers
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

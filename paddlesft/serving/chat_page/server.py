@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-warnings.filterwarnings("ignore", message=".* is deprecated", module="gradio")  # for its makers
 # before gradio is imported: it would report its use to its makers
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -20,6 +19,8 @@ from paddlesft.serving.chat_page.backend import Backend
 from paddlesft.serving.chat_page.page import Page
 from paddlesft.serving.chat_page.preferences import PreferenceFile
 from paddlesft.serving.chat_page.style import HEAD, STYLE
+
+warnings.filterwarnings("ignore", message=".* is deprecated", module="gradio")  # for its makers
 
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]  # of the reader's machine
 CODE_FONTS = ["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"]

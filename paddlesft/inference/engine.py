@@ -103,13 +103,14 @@ class Engine:
         """Ask for a reply.
 
         Raises:
-            UserError: the prompt is empty or has tokens that the model lacks, it and its reply can never fit, or the
-                options need what is not there.
+            UserError: the prompt is empty, has tokens that the model lacks, or is none that its family can read; it
+                and its reply can never fit; or the options need what is not there.
             QueueFull: too many requests wait.
             Draining: the engine ends.
         """
         limit = token_limits(self._model.config, [request.prompt], request.options)[0]
         check_tokens(request, self._model.config.vocab_size)
+        self._model.inputs.check_prompt(request.prompt)
         prefix = self._model.prefixes.get(request.adapter)
         columns = len(request.prompt) + limit + (0 if prefix is None else prefix.shape[2])
         if self.limits.kv_tokens is not None and columns > self.limits.kv_tokens:
@@ -119,15 +120,28 @@ class Engine:
             )
         work = Work(Ticket(request, self._wake), columns, limit)
         with self._wake:
-            if self._draining:
-                raise Draining(self.failed or STOPPING)
-            if self._present() >= self.limits.max_rows + self.limits.max_queue:
-                self._counters.add(rejected=1)
-                # when a part of those that wait is gone: whoever asks again is not alone
-                raise QueueFull(len(self._waiting), self._counters.seconds_for(1 + len(self._waiting) // 4))
+            self._refuse_when_full()
             self._waiting.append(work)
             self._wake.notify_all()
         return work.ticket
+
+    def refuse_when_full(self) -> None:
+        """Refuse what ``submit`` would refuse whatever is asked, before a prompt is made of it.
+
+        Raises:
+            QueueFull: too many requests wait.
+            Draining: the engine ends.
+        """
+        with self._wake:
+            self._refuse_when_full()
+
+    def _refuse_when_full(self) -> None:
+        if self._draining:
+            raise Draining(self.failed or STOPPING)
+        if self._present() >= self.limits.max_rows + self.limits.max_queue:
+            self._counters.add(rejected=1)
+            # when a part of those that wait is gone: whoever asks again is not alone
+            raise QueueFull(len(self._waiting), self._counters.seconds_for(1 + len(self._waiting) // 4))
 
     def stats(self) -> EngineStats:
         """Return what the engine is doing, and has done."""

@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any
@@ -49,7 +50,7 @@ class Leader:
         self.lost: str | None = None
         self._lock = threading.Lock()
         self._number = 0
-        self._dropped: list[int] = []
+        self._dropped: deque[int] = deque()
         self._ended = False
         host = _own_host()
         key = secrets.token_bytes(32)
@@ -78,7 +79,7 @@ class Leader:
             LostRank: one of them has gone.
         """
         with self._lock:
-            dropped, self._dropped = self._dropped, []
+            dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
             self._send((runner, call, arguments, dropped))
 
     def end(self) -> None:

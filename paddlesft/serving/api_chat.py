@@ -85,13 +85,10 @@ def create_blueprint(service: Service, settings: ServingSettings) -> Blueprint:
     def api_chat() -> Response:
         asked = read_request()
         served = service.models.find(asked.model)
+        service.refuse_when_full()
         options = sampling(asked, settings)
         prompt = prompt_of(asked, served, settings)
-        try:
-            (ticket,) = service.submit(served, prompt, options)
-        except ApiError as error:
-            error.param = "context" if error.param in ("messages", "prompt") else error.param
-            raise
+        (ticket,) = service.submit(served, prompt, options, param="context")
         gone = client_has_gone()
         if asked.stream:
             lines = Response(_lines(ticket, gone), mimetype="application/x-ndjson")

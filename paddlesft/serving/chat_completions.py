@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any, ClassVar, Literal
 
 from flask import Blueprint, Response, jsonify, request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from paddlesft.data.conversation import Message, tool_call
@@ -62,6 +62,12 @@ class ChatMessage(BaseModel):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, message: Any) -> Any:
+        """Leave out keys without a value: clients send back what a reply had, with more keys than are read here."""
+        return {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
 
     @field_validator("content", mode="before")
     @classmethod
@@ -166,6 +172,7 @@ def create_blueprint(service: Service) -> Blueprint:
         content = read_object(request)
         asked = ChatCompletionRequest.read(content)
         served = service.models.find(asked.model)
+        service.refuse_when_full()
         tools = tools_of(content) if asked.offers_tools else None  # as training reads them: templates write their keys
         prompt = service.chat_prompt(served, [message.as_message() for message in asked.messages], tools)
         options = service.options(asked, service.settings.default_max_tokens)

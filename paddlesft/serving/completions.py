@@ -61,13 +61,22 @@ def create_blueprint(service: Service) -> Blueprint:
     def completions() -> Response:
         asked = CompletionRequest.read(read_object(request))
         served = service.models.find(asked.model)
+        service.refuse_when_full()
         options = service.options(asked, DEFAULT_TOKENS)
         prompts = [_ids(prompt, served, service) for prompt in asked.prompts]
         each = asked.n or 1
+        most = service.engine.limits.max_rows + service.engine.limits.max_queue
+        if len(prompts) * each > most:
+            raise ApiError(
+                400, f"{len(prompts)} prompts with n {each} ask for {len(prompts) * each} replies; this server takes "
+                f"at most {most} at a time.", param="prompt", code="invalid_value",
+            )  # fmt: skip
         tickets: list[Any] = []
         try:
             for number, prompt in enumerate(prompts):
-                tickets += service.submit(served, prompt, options, each, asked.logprobs, first_row=number * each)
+                tickets += service.submit(
+                    served, prompt, options, each, asked.logprobs, first_row=number * each, param="prompt"
+                )
         except ApiError:
             for ticket in tickets:
                 ticket.cancel()

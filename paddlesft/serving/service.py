@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddlesft.data.conversation import Message
 from paddlesft.errors import PaddleSFTError, UserError
-from paddlesft.inference.engine import Engine
+from paddlesft.inference.engine import STOPPING, Engine
 from paddlesft.inference.engine_requests import Draining, Finished, GenerationRequest, QueueFull
 from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.serving.errors import ApiError
@@ -40,6 +40,17 @@ class Service:
         self, engine: Engine, models: ServedModels, settings: ServingSettings, metrics: Metrics | None = None
     ) -> None:
         self.engine, self.models, self.settings, self.metrics = engine, models, settings, metrics
+
+    def refuse_when_full(self) -> None:
+        """Refuse a request that would not be let in, before work is done for it.
+
+        Raises:
+            ApiError: 429 or 503.
+        """
+        try:
+            self.engine.refuse_when_full()
+        except PaddleSFTError as error:
+            raise _refused(error) from None
 
     def chat_prompt(
         self, served: ServedModel, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None
@@ -117,6 +128,7 @@ class Service:
         choices: int = 1,
         logprobs: int | None = None,
         first_row: int = 0,
+        param: str = "messages",
     ) -> list[WatchedTicket]:
         """Ask the engine for replies to a prompt.
 
@@ -127,6 +139,7 @@ class Service:
             choices: how many replies.
             logprobs: see ``GenerationRequest``.
             first_row: number of the first of them, for the random numbers.
+            param: of the request, that holds the prompt.
 
         Returns:
             A ticket for each reply.
@@ -134,7 +147,7 @@ class Service:
         Raises:
             ApiError: the prompt is too long, the queue is full, or the server stops.
         """
-        self._check_length(served, prompt)
+        self._check_length(served, prompt, param)
         if choices > self.settings.max_choices:
             raise ApiError(
                 400, f"n is {choices}; at most {self.settings.max_choices} replies are written for a request.",
@@ -155,7 +168,7 @@ class Service:
             raise _refused(error) from None
         return tickets
 
-    def _check_length(self, served: ServedModel, prompt: Sequence[int]) -> None:
+    def _check_length(self, served: ServedModel, prompt: Sequence[int], param: str) -> None:
         limits = [(self.settings.src_length, "this server takes")]
         if served.context_length is not None:
             limits.append((served.context_length - 1, f"{served.name} can read"))
@@ -163,10 +176,10 @@ class Service:
         if len(prompt) > most:
             raise ApiError(
                 400, f"The prompt has {len(prompt)} tokens; {whose} at most {most}. Shorten it.",
-                param="messages", code="context_length_exceeded",
+                param=param, code="context_length_exceeded",
             )  # fmt: skip
         if not prompt:
-            raise ApiError(400, "The prompt has no tokens; a reply needs at least one to follow.", param="prompt")
+            raise ApiError(400, "The prompt has no tokens; a reply needs at least one to follow.", param=param)
 
 
 def _refused(error: PaddleSFTError) -> ApiError:
@@ -185,7 +198,7 @@ def end_error(finished: Finished) -> ApiError | None:
     if finished.finish_reason in ENDED:
         status, text, code = ENDED[finished.finish_reason]
         return ApiError(status, text, "server_error", code=code)
-    stopping = "stopping" in (finished.error or "")
+    stopping = finished.error == STOPPING
     text = finished.error or "The model failed."
     return ApiError(503 if stopping else 500, text, "server_error", code="draining" if stopping else "model_error")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlesft.errors import UserError
+from paddlesft.errors import DataError, UserError
 from paddlesft.inference.engine import Engine
 from paddlesft.inference.engine_requests import Draining, Finished, QueueFull, Ticket
 from paddlesft.inference.engine_statistics import EngineCounters, EngineLimits
@@ -204,12 +204,12 @@ def test_a_model_that_always_fails_ends_the_engine(model: Any) -> None:
         assert not engine.drain(0)
 
 
-def test_what_a_family_cannot_read_is_an_error_of_that_request() -> None:
+def test_what_a_family_cannot_read_is_refused_at_once() -> None:
     model = small("chatglm")
     with running(model) as engine:
-        end = collected(engine.submit(ask([7, 8, 9])))[0]
-        assert end.finish_reason == "error" and end.error.startswith("A prompt of 3 tokens has no [gMASK]<sop>")
-        assert engine.stats().failures == 0
+        with pytest.raises(DataError, match=r"A prompt of 3 tokens has no \[gMASK\]<sop>"):
+            engine.submit(ask([7, 8, 9]))
+        assert engine.stats().failures == engine.stats().waiting == 0
 
 
 def test_a_tokenizer_that_fails_ends_its_own_row_only(model: Any) -> None:

@@ -14,10 +14,11 @@ import openai
 import pytest
 
 from paddlesft.inference.eager import EagerRunner
+from paddlesft.inference.engine_statistics import EngineLimits
 from paddlesft.inference.generation import generate
 from paddlesft.inference.sampling import SamplingOptions
 from paddlesft.models.load import load_model
-from tests.serving.running import RunningServer
+from tests.serving.running import RunningServer, running
 
 HELLO = [{"role": "user", "content": "hello there"}]
 GREEDY = {"model": "tiny", "temperature": 0}
@@ -258,6 +259,37 @@ def test_paths_and_methods(tiny_server: RunningServer) -> None:
     wrong = httpx.get(f"{tiny_server.url}/v1/chat/completions")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     assert wrong.json()["error"]["message"] == "/v1/chat/completions takes POST; found GET."
+
+
+def test_a_reply_can_be_sent_back_as_clients_do(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(messages=HELLO, max_tokens=4, **GREEDY).choices[0].message
+    for sent in (reply, {**reply.model_dump(), "audio": None}):  # the second is what other clients make of it
+        history = [*HELLO, sent, {"role": "user", "content": "more"}]
+        answer = client.chat.completions.create(messages=history, max_tokens=4, **GREEDY)
+        assert answer.usage.prompt_tokens > 40
+
+
+def test_more_replies_than_fit_are_refused_and_a_long_prompt_is_named(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"with n 8 ask for 128 replies; .* at most 40 at a time"):
+        client.completions.create(model="tiny", prompt=["x"] * 16, n=8)
+    with pytest.raises(openai.BadRequestError, match="The prompt has") as error:
+        client.completions.create(model="tiny", prompt="word " * 4000)
+    assert error.value.param == "prompt"
+
+
+def test_a_full_queue_says_when_to_come_back(tiny_llama: Path) -> None:
+    with running(tiny_llama, EngineLimits(max_rows=1, max_queue=0)) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        more = {"max_tokens": 400, "extra_body": {"min_tokens": 400}, **GREEDY}
+        stream = client.chat.completions.create(messages=HELLO, stream=True, **more)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="The queue is full") as error:
+            client.chat.completions.create(messages=HELLO, **more)
+        assert int(error.value.response.headers["retry-after"]) >= 1
+        stream.close()
+        server.wait_until_idle(5)
+        assert client.chat.completions.create(messages=HELLO, max_tokens=2, **GREEDY).usage.completion_tokens == 2
+        client.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -75,6 +75,9 @@ class Prompts:
         self.config = config
         self.prompts: list[list[int]] = []
 
+    def refuse_when_full(self) -> None:
+        """There is always room."""
+
     def submit(self, request: GenerationRequest) -> None:
         self.prompts.append(list(request.prompt))
         raise QueueFull(0, 1)

@@ -93,6 +93,13 @@ class CausalInputs:
         positions = self.positions(rows, tokens, starts, width)
         return StepInputs(ids, positions, visible, counts - 1, tuple(row.adapter for row in rows))
 
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Refuse a prompt that the family cannot read.
+
+        Raises:
+            DataError: saying what it lacks.
+        """
+
     def positions(
         self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], starts: np.ndarray, width: int
     ) -> np.ndarray:
@@ -139,6 +146,9 @@ class BlankFillingInputs(CausalInputs):
     def __init__(self, config: Mapping[str, Any], pad_token_id: int = 0) -> None:
         super().__init__(config, pad_token_id)
         self.marks = type(self).marks_of(config)
+
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        self.marks.places(np.asarray(prompt), self.config)
 
     def positions(
         self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], starts: np.ndarray, width: int

@@ -147,6 +147,9 @@ def test_the_prompt_of_a_blank_filling_model_is_seen_in_both_directions() -> Non
     assert later.position_ids[0].tolist() == [[2], [3]]
     with pytest.raises(DataError, match=r"has no \[gMASK\]<sop>.*Set chat_template to chatglm"):
         inputs([Row([5, 6])], [[5, 6]], columns=1)
+    inputs.check_prompt(prompt)
+    with pytest.raises(DataError, match=r"has no \[gMASK\]<sop>"):
+        inputs.check_prompt([5, 6])
 
 
 @pytest.mark.parametrize(

@@ -168,10 +168,15 @@ class Ticket:
 
     def result(self) -> tuple[Finished, list[TokenInfo]]:
         """Wait for the end; return it with all tokens."""
-        tokens: list[TokenInfo] = []
-        for event in self.events(poll=60):
-            if isinstance(event, Piece):
-                tokens += event.tokens
-            elif event is not None:
-                return event, tokens
-        raise AssertionError("a ticket's events end with Finished")
+        return collected(self.events(poll=60))
+
+
+def collected(events: Iterator[Piece | Finished | None]) -> tuple[Finished, list[TokenInfo]]:
+    """Return the end of a reply, and all tokens that came before."""
+    tokens: list[TokenInfo] = []
+    for event in events:
+        if isinstance(event, Piece):
+            tokens += event.tokens
+        elif event is not None:
+            return event, tokens
+    raise AssertionError("a ticket's events end with Finished")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from paddlesft.inference.engine_requests import Finished, Piece, Ticket, TokenInfo
+from paddlesft.inference.engine_requests import Finished, Piece, Ticket, TokenInfo, collected
 from paddlesft.serving.request_log import RequestRecord, current
 
 if TYPE_CHECKING:
@@ -146,13 +146,7 @@ class WatchedTicket:
 
     def result(self) -> tuple[Finished, list[TokenInfo]]:
         """As the ticket's."""
-        tokens: list[TokenInfo] = []
-        for event in self.events(poll=60):
-            if isinstance(event, Piece):
-                tokens += event.tokens
-            elif event is not None:
-                return event, tokens
-        raise AssertionError("a ticket's events end with Finished")
+        return collected(self.events(poll=60))
 
     def _finished(self, finished: Finished) -> None:
         self._tell(finished.finish_reason)

@@ -204,7 +204,7 @@ def test_retry_undo_edit_and_votes(visitor: Visitor, server: RunningServer) -> N
     field = visitor.wait(lambda: visitor.all("#chat-0 textarea"))[0]
     field.send_keys(" & <b>")
     visitor.icon(0, "right")
-    visitor.wait(lambda: visitor.figures() and "reply" not in visitor.figures()[0])
+    visitor.wait(lambda: visitor.figures() and " of 2" not in visitor.figures()[0])
     assert [e.text for e in visitor.all("#chat-0 [data-testid=user]")] == ["first & <b>"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-STEPS, ROWS_PER_STEP = 10, 2
+STEPS, ROWS_PER_STEP = 6, 2
 BOUND = 1e-3
 FRUITS = ("apples", "pears", "plums", "figs", "limes")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

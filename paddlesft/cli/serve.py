@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from paddlesft.cli.verb_arguments import is_option, read_arguments, show_help, wants_help
-from paddlesft.errors import ConfigError, PaddleSFTError
+from paddlesft.errors import ConfigError, EnvironmentProblem, PaddleSFTError
 
 if TYPE_CHECKING:
     from paddlesft.config.serve import ServeConfig
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from paddlesft.serving.settings import ServingSettings
 
 _SAMPLING = ("decode_strategy", "top_k", "top_p", "temperature", "repetition_penalty")
+_PACKAGES = {"Flask": "flask", "waitress": "waitress", "pydantic": "pydantic", "prometheus-client": "prometheus_client"}
 _LONGEST_REPLY = 2048  # tokens, where neither the user nor the model says
 _SECONDS_FOR_THE_END = 10.0  # that errors of cancelled replies may take to reach their readers
 
@@ -65,7 +66,14 @@ def check(config: ServeConfig) -> None:
 
     Raises:
         ConfigError: naming the keys.
+        EnvironmentProblem: naming the packages that are missing.
     """
+    missing = [name for name, module in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise EnvironmentProblem(
+            f"Serving needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. Run: pip "
+            "install 'paddlesft[serve]' (in a checkout: pip install -c constraints.txt -e '.[serve]')."
+        )
     if not (config.model_name_or_path or config.lora_path or config.prefix_path):
         raise ConfigError("No model is named. Example: paddlesft serve models/merged")
     if config.page and config.flask_port and config.flask_port == config.port:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import queue
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from paddlesft.cli.main import run_verb
 from paddlesft.cli.serve import page_host, settings_of, warning_about, with_lengths
 from paddlesft.config.serve import ServeConfig
 from paddlesft.serving.settings import ServingSettings
@@ -129,6 +131,15 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, run_here)
     assert done.returncode == 2 and done.stdout.startswith("Loading the model; http://127.0.0.1:")
     assert str(tmp_path / "nothing") in done.stderr and "Traceback" not in done.stderr
     assert threading.active_count() == threads
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    there = importlib.util.find_spec
+    gone = ("flask", "prometheus_client")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else there(name))
+    assert run_verb("serve", ["somewhere"]) == 2
+    said = capsys.readouterr().err
+    assert "Serving needs Flask, prometheus-client, which are not installed. Run: pip install 'paddlesft[serve]'" in said
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path, run_here) -> None:

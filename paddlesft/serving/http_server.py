@@ -10,6 +10,7 @@ from typing import Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
@@ -50,9 +51,21 @@ class _BrokenRequest(ErrorTask):
         self.channel.server.front.metrics.answered(record)
 
 
+class _Request(HTTPRequestParser):
+    """A request whose length may be a number that Python does not read: waitress would hang up without an answer."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read first line and headers."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise ParsingError(type(error).__name__) from None
+
+
 class _Channel(HTTPChannel):
     """A connection whose request must arrive in time, however slowly its bytes drip."""
 
+    parser_class = _Request
     error_task_class = _BrokenRequest
     _began: float | None = None
 

@@ -17,7 +17,7 @@ from paddlesft.serving.front import Front
 from paddlesft.serving.http_server import HttpServer
 from paddlesft.serving.settings import ServingSettings
 
-SETTINGS = ServingSettings(receive_seconds=1.5, max_body_bytes=1000, max_header_bytes=2000, max_connections=12)
+SETTINGS = ServingSettings(receive_seconds=1.5, max_body_bytes=1000, max_header_bytes=6000, max_connections=12)
 
 
 def slowly(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
@@ -52,9 +52,10 @@ def send(server: HttpServer, data: bytes) -> bytes:
         (b"GARBAGE\r\n\r\n", 400, "The request is not valid HTTP."),
         (b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", 400, "The request is not valid HTTP."),
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "The request is not valid HTTP."),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400, "The request is not valid HTTP."),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "The request is not valid HTTP."),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Of transfer encodings only chunked is"),
-        (b"GET / HTTP/1.1\r\nA: " + b"x" * 2000, 431, "First line and headers exceed 2000 bytes."),
+        (b"GET / HTTP/1.1\r\nA: " + b"x" * 6000, 431, "First line and headers exceed 6000 bytes."),
         (b"POST / HTTP/1.1\r\nContent-Length: 99999\r\n\r\n", 413, "The request's body is larger than"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n" + b"x" * 1001, 413, "The request's body has 1001 bytes"),
     ],

@@ -4,12 +4,11 @@ What a request may say itself (sampling, length) is here only as the default of 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from paddlesft.config.fields import field
-from paddlesft.config.translation import OldKey, respelled
+from paddlesft.config.predictor_keys import PredictorKeys
 
-_NO_KERNELS = "it belongs to PaddleNLP's fused kernels (paddlenlp_ops), which are not used here"
 _BY_REQUEST = "each request says it"
 _NO_FILES = "a server answers requests; paddlesft predict answers the rows of a file"
 _FASTDEPLOY = "it belongs to FastDeploy, which is not used here"
@@ -152,16 +151,9 @@ class _SamplingKeys:
 
 
 @dataclass
-class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
-    """Keys of other servers and of PaddleNLP's predictor"""
+class _OtherServersKeys:
+    """Keys of other servers"""
 
-    OLD_KEYS: ClassVar[dict[str, OldKey]] = {
-        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized"),
-    }
-
-    quant_type: str | None = field(
-        None, "Says nothing new of a directory that paddlesft quantize made; of another one it is refused."
-    )
     inference_model: bool = field(
         False, "PaddleNLP's fused GPU kernels: a line says why it goes without them; the replies stay the same."
     )
@@ -176,26 +168,6 @@ class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
     data_file: str | None = field(None, "Rows to answer.", no_effect=_NO_FILES)
     output_file: str | None = field(None, "File for replies.", no_effect=_NO_FILES)
     benchmark: bool = field(False, "Measure the speed.", no_effect="paddlesft benchmark does that")
-    model_prefix: str = field(
-        "model",
-        "File name of an exported graph.",
-        no_effect="graph.json in the directory names the graph's files",
-    )
-    export_precache: bool = field(
-        False, "Prefixes as caches of an exported graph.", no_effect="prefix_path alone is enough"
-    )
-    model_type: str | None = field(
-        None, "Kind of model.", no_effect="the model directory's config.json says what the model is"
-    )
-    total_max_length: int | None = field(
-        None, "Longest prompt and reply.", no_effect="src_length and max_length bound prompt and reply"
-    )
-    block_attn: bool = field(False, "Cache in blocks.", no_effect=_NO_KERNELS)
-    block_size: int | None = field(None, "Size of those blocks.", no_effect=_NO_KERNELS)
-    append_attn: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
-    cachekv_int8_type: str | None = field(None, "Cache in 8 bits.", no_effect=_NO_KERNELS)
-    use_flash_attention: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
-    avx_model: bool = field(False, "Fused kernels for CPUs.", no_effect="paddlesft export --format onnx is for CPUs")
     metrics_port: int | None = field(None, "Port of the figures.", no_effect="the API's own port answers /metrics")
     engine_worker_queue_port: int | None = field(None, "Port between processes.", no_effect=_FASTDEPLOY)
     use_warmup: int | None = field(None, "Warm up.", no_effect=_FASTDEPLOY)
@@ -215,3 +187,8 @@ class ServeConfig(_SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
     tool_call_parser: str | None = field(
         None, "Reads calls of tools.", no_effect="the reply's own form says which parser it needs"
     )
+
+
+@dataclass
+class ServeConfig(PredictorKeys, _OtherServersKeys, _SamplingKeys, _LimitKeys, _HttpKeys, _ModelKeys):
+    """Serve"""

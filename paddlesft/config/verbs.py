@@ -11,14 +11,12 @@ from paddlesft.config.benchmark import BenchmarkConfig
 from paddlesft.config.chat_page import ChatPageConfig
 from paddlesft.config.export import ExportConfig
 from paddlesft.config.fields import LARGEST_SEED, field
+from paddlesft.config.predictor_keys import PredictorKeys
 from paddlesft.config.serve import ServeConfig
-from paddlesft.config.translation import OldKey, Translation, Untranslatable, respelled
+from paddlesft.config.translation import OldKey, Translation, Untranslatable
 
 DType = Literal["float32", "bfloat16", "float16"]
 DecodeStrategy = Literal["sampling", "greedy_search"]
-
-
-_NO_KERNELS = "it belongs to PaddleNLP's fused kernels (paddlenlp_ops), which are not used here"
 
 
 def _strategy(do_sample: Any) -> Translation:
@@ -66,14 +64,8 @@ class _ReplyConfig:
 
 
 @dataclass
-class PredictConfig(_ReplyConfig):
+class _PredictKeys:
     """Predict"""
-
-    # PaddleNLP's default for "not quantized" is the word None.
-    OLD_KEYS: ClassVar[dict[str, OldKey]] = {
-        **_ReplyConfig.OLD_KEYS,
-        "quant_type": respelled("quant_type", lambda value: None if value == "None" else value, "not quantized"),
-    }
 
     data_file: str | None = field(None, "Rows to answer, in any of the training formats. Unset: two sample questions.")
     column_map: dict[str, str] | None = field(None, "Column names of plain tables, e.g. {prompt: question}.")
@@ -93,29 +85,13 @@ class PredictConfig(_ReplyConfig):
     )
     benchmark: bool = field(False, "Repeat the first batch, print tokens per second and requests per second.")
     speed_file: str | None = field(None, "Receives counts, rates and latencies of the run as JSON.")
-    quant_type: str | None = field(
-        None, "Says nothing new of a directory that paddlesft quantize made; of another one it is refused."
-    )
-    model_prefix: str = field(
-        "model",
-        "File name of an exported graph.",
-        no_effect="graph.json in the directory names the graph's files",
-    )
-    export_precache: bool = field(
-        False, "Prefixes as caches of an exported graph.", no_effect="prefix_path alone is enough"
-    )
-    model_type: str | None = field(
-        None, "Kind of model.", no_effect="the model directory's config.json says what the model is"
-    )
-    block_attn: bool = field(False, "Cache in blocks.", no_effect=_NO_KERNELS)
-    block_size: int | None = field(None, "Size of those blocks.", no_effect=_NO_KERNELS)
-    append_attn: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
-    cachekv_int8_type: str | None = field(None, "Cache in 8 bits.", no_effect=_NO_KERNELS)
-    use_flash_attention: bool = field(False, "Attention kernels.", no_effect=_NO_KERNELS)
-    avx_model: bool = field(False, "Fused kernels for CPUs.", no_effect="paddlesft export --format onnx is for CPUs")
-    total_max_length: int | None = field(
-        None, "Longest prompt and reply.", no_effect="src_length and max_length bound prompt and reply"
-    )
+
+
+@dataclass
+class PredictConfig(PredictorKeys, _PredictKeys, _ReplyConfig):
+    """Predict"""
+
+    OLD_KEYS: ClassVar[dict[str, OldKey]] = {**_ReplyConfig.OLD_KEYS, **PredictorKeys.OLD_KEYS}
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""Models whose layers are divided among ranks: built in parts, and filled from a directory that holds the whole model.
+"""Models built empty, whole or a rank's part of them, and filled from a directory that holds the whole model.
 
-PaddleNLP's ``from_pretrained`` (3.0.0b4) can cut whole weights too, but it fails for GLM and ChatGLM2 in safetensors
-and for a GPT that stores its head, which is its embedding, a second time. Here one rule serves all families, the one by
-which the parts are put together again (``tensor_division``), and a rank reads of every weight what it keeps.
+PaddleNLP's ``from_pretrained`` (3.0.0b4) does both, too. But it holds all weights twice while it loads, and it fails to
+divide GLM and ChatGLM2 in safetensors and a GPT that stores its head, which is its embedding, a second time. Here one
+rule serves all families, the one by which the parts are put together again (``tensor_division``), and a rank reads of
+every weight what it keeps.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddlenlp.generation import GenerationConfig
 from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.family import Family
+from paddlesft.models.filling import fill
 from paddlesft.models.shapes import skeleton_of
 from paddlesft.models.stored import stored_weights
 from paddlesft.models.tensor_division import division_of_whole, tensor_parallel_actions
@@ -46,7 +47,7 @@ def empty_model(model_class: Any, config: Any, directory: Path, dtype: str) -> A
 def fill_parts(
     own: Mapping[str, paddle.Tensor], directory: Path, config: Mapping[str, Any], family: Family, degree: int, rank: int
 ) -> set[str]:
-    """Put a rank's parts of stored weights into its tensors.
+    """Put stored weights, or a rank's parts of them, into tensors.
 
     Args:
         own: this rank's tensors by their names in the whole model; those that are not stored are left as they are.
@@ -73,9 +74,7 @@ def fill_parts(
         tensor, array = own[name], stored[name].make()
         if tuple(tensor.shape) != array.shape:  # whole where the degree does not divide it
             array = division_of_whole(actions[name], array.shape, degree).part(array, rank, degree)
-        if not np.issubdtype(array.dtype, np.integer):
-            array = np.asarray(array, dtype=np.float32)  # of all types that numpy and paddle know, it has their values
-        tensor.set_value(paddle.to_tensor(array).astype(tensor.dtype))
+        fill(tensor, array)
     return set(stored)
 
 

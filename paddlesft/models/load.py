@@ -144,27 +144,23 @@ def load_model(
     if quantize is not None:
         refuse_rounding_again(directory, quantize)
     with quiet_paddlenlp(logging.ERROR):
-        if records or quantize is not None:
-            with paddle.LazyGuard():  # the float weights of quantized layers never exist
-                model = empty_model(model_class, config, directory, used)
-            if records:
-                put_empty_layers(model, records, str(directory / "config.json"))
-            if config.tie_word_embeddings:
-                with contextlib.suppress(AttributeError):  # a head without a weight of its own is tied already
-                    model.tie_weights()
-            if records:
-                stored = read_weights(directory)[0]
-                fill_quantized(model, stored, directory)
-            else:
-                stored = fill_quantizing(model, directory, quantize)
-        elif tensor_parallel[0] > 1:
+        if records:
+            model = _without_memory(model_class, config, directory, used)
+            put_empty_layers(model, records, str(directory / "config.json"))
+            stored = read_weights(directory)[0]
+            fill_quantized(model, stored, directory)
+        elif quantize is not None:
+            model = _without_memory(model_class, config, directory, used)
+            stored = fill_quantizing(model, directory, quantize)
+        elif tensor_parallel[0] > 1 or read_weights(directory)[0]:
             whole = config.to_dict()
             config.tensor_parallel_degree, config.tensor_parallel_rank = tensor_parallel
             config.sequence_parallel = sequence_parallel
-            model = empty_model(model_class, config, directory, used)
+            model = _without_memory(model_class, config, directory, used)
             stored = fill_parts(without_second_names(model), directory, whole, family, *tensor_parallel)
-            refuse_homeless(directory, model.state_dict(), stored, whole)
-        else:
+            if tensor_parallel[0] > 1:
+                refuse_homeless(directory, model.state_dict(), stored, whole)
+        else:  # .pdparams, whose names paddlenlp knows in older forms, too
             with no_init_weights(_enable=True), _refusing_other_sizes(directory):
                 model = model_class.from_pretrained(
                     str(directory),
@@ -176,6 +172,16 @@ def load_model(
     family.fix_model(model, lambda name: name in stored_weights(directory))  # first: it may tie a head not stored
     refuse_missing(directory, without_second_names(model), stored)
     model.train() if for_training else model.eval()
+    return model
+
+
+def _without_memory(model_class: Any, config: Any, directory: Path, dtype: str) -> Any:
+    """Build a model whose weights get memory when they are filled: each is there once, and none is drawn at random."""
+    with paddle.LazyGuard():
+        model = empty_model(model_class, config, directory, dtype)
+    if config.tie_word_embeddings:
+        with contextlib.suppress(AttributeError):  # a head without a weight of its own is tied already
+            model.tie_weights()
     return model
 
 

@@ -103,7 +103,7 @@ def collected() -> set[str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", *(f"tests/{r}" for r in ROOMS)],
         cwd=REPO, capture_output=True, text=True, timeout=300,
-        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},  # it changes what is printed
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},  # -v prints otherwise
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return set(done.stdout.splitlines())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,24 @@ def test_tied_head_is_saved_once(smollm2: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         paddle_logits(load_model(tmp_path / "out"), [[5, 6]])[0], paddle_logits(model, [[5, 6]])[0]
     )
+
+
+PEAK = """
+import resource, sys
+import paddlenlp.transformers
+from paddlesft.models import load_model
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model(sys.argv[1])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weights = sum({id(p): p.size * 4 for p in model.parameters()}.values())
+print((peak - before) * 1024 / weights)
+"""
+
+
+def test_weights_are_in_memory_once_while_they_are_loaded(smollm2: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK, str(smollm2)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.9 < float(done.stdout) < 1.5, "times the weights; PaddleNLP's from_pretrained: more than 2"
 
 
 def test_training_and_evaluation_mode(tiny_llama: Path) -> None:

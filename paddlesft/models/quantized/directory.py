@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from paddlesft.directories import write_json
 from paddlesft.errors import ModelDirectoryError
 from paddlesft.models.directory import read_config
+from paddlesft.models.filling import fill
 from paddlesft.models.quantized.formats import WeightFormat
 from paddlesft.models.quantized.linear import QuantizedLinear, check_activations
 from paddlesft.models.weights import PADDLE_LAYOUT, NewTensor, write_weights
@@ -186,11 +186,7 @@ def fill_quantized(model: nn.Layer, stored: Mapping[str, Any], directory: Path) 
                 f"{directory}: {name} is {list(array.shape)} instead of {list(tensor.shape)}. The files do not belong "
                 "together: get the directory again."
             )
-        if not tensor._is_initialized():
-            tensor.initialize()
-        if not np.issubdtype(array.dtype, np.integer):
-            array = np.asarray(array, dtype=np.float32)
-        tensor.set_value(paddle.to_tensor(array).astype(tensor.dtype))
+        fill(tensor, array)
 
 
 def save_quantized(

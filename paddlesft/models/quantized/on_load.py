@@ -14,6 +14,7 @@ from paddle import nn
 
 from paddlesft.errors import ConfigError, ModelDirectoryError
 from paddlesft.models.divided import refuse_other_sizes
+from paddlesft.models.filling import fill
 from paddlesft.models.quantized.decoder_linears import decoder_linears
 from paddlesft.models.quantized.directory import put_layer
 from paddlesft.models.quantized.formats import TABLES, WeightFormat, quantize
@@ -112,9 +113,7 @@ def fill_quantizing(model: nn.Layer, directory: Path, how: WeightFormat) -> set[
         names = names - {weight} | {f"{name}.{part}" for part in new.stored}
     for name, tensor in model.state_dict().items():
         if name in stored:
-            if not tensor._is_initialized():
-                tensor.initialize()
-            tensor.set_value(_tensor(stored[name].make()).astype(tensor.dtype))
+            fill(tensor, stored[name].make())
     return names
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,14 @@ def load_config(directory: str | Path) -> Any:
     """Load the PaddleNLP config of a model directory.
 
     Raises:
-        ModelDirectoryError: it is missing or names a model of no known family.
+        ModelDirectoryError: it is missing, names a model of no known family, or has a size that is no number.
     """
     directory = Path(directory)
     import paddlenlp.transformers as zoo
 
     content, where = read_config(directory), str(directory / "config.json")
     family = family_of(content, where=where)
+    _refuse_odd_sizes(content, family, where)
     config_class = getattr(zoo, family.config_class)
     with quiet_paddlenlp():
         if read_records(content, where):  # of a method that paddlenlp does not know
@@ -73,6 +74,16 @@ def load_config(directory: str | Path) -> Any:
     _add_token_ids(config, family, directory)
     family.fix_config(config)
     return config
+
+
+def _refuse_odd_sizes(content: Mapping[str, Any], family: Family, where: str) -> None:
+    keys = ("hidden_size", "vocab_size", family.num_layers_key, family.num_heads_key, family.num_kv_heads_key)
+    found = {key: value for key in keys if (value := content.get(key)) is not None}
+    wrong = [f"{key} is {value!r}" for key, value in found.items() if type(value) is not int or value < 1]
+    if wrong:
+        raise ModelDirectoryError(
+            f"{where}: {', '.join(wrong)}; allowed: whole numbers above 0. Get the model's config.json again."
+        )
 
 
 def _add_token_ids(config: Any, family: Family, directory: Path) -> None:

@@ -138,6 +138,15 @@ def test_errors_name_what_was_found(tiny_llama: Path, tmp_path: Path) -> None:
         load_model(tiny_llama, dtype="int8")
 
 
+@pytest.mark.parametrize("value", ["64", 64.5, 0, True, [64]])
+def test_a_size_that_is_no_number_is_named(value: object, tiny_llama: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"hidden_size": value, "num_key_value_heads": None}))
+    with pytest.raises(ModelDirectoryError, match=r"config\.json: hidden_size is .*; allowed: whole numbers above 0"):
+        load_model(out)
+
+
 def test_from_modelscope_does_not_switch_conversion_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(path.name for path in tiny_llama.iterdir())
     monkeypatch.setenv("from_modelscope", "False")

@@ -17,7 +17,7 @@ from paddlesft.models.directory import TOKENIZER_FILES, copy_tokenizer, read_con
 from paddlesft.models.divided import empty_model, fill_parts, refuse_homeless, refuse_other_sizes
 from paddlesft.models.families import family_of
 from paddlesft.models.family import Family
-from paddlesft.models.graph_directory import holds_graph
+from paddlesft.models.graph_directory import GRAPH_FILE, holds_graph
 from paddlesft.models.provenance import fingerprint, read_provenance, write_provenance
 from paddlesft.models.quantized.directory import KEY as QUANTIZATION
 from paddlesft.models.quantized.directory import (
@@ -266,7 +266,7 @@ def paddle_directory(directory: str | Path) -> Path:
 
 
 def refuse_graph(directory: Path) -> None:
-    """Refuse a static graph where a model is needed.
+    """Refuse a static graph where a model is needed, and one that is not complete.
 
     Raises:
         ModelDirectoryError: naming the model that it was made from, where that is known.
@@ -276,6 +276,10 @@ def refuse_graph(directory: Path) -> None:
         raise ModelDirectoryError(
             f"{directory} holds a static graph, which predict, chat and benchmark run. Here a model is needed: give "
             f"{source + ', from which it was exported' if source else 'the directory from which it was exported'}."
+        )
+    if read_provenance(directory).get("kind") == "graph":
+        raise ModelDirectoryError(
+            f"{directory} holds a static graph, but its {GRAPH_FILE} is missing. Copy the directory again, whole."
         )
     # Paddle 3 names its programs *.json, as other files are; their weights have a name of their own
     programs = sorted(path.name for end in ("*.pdmodel", "*.pdiparams") for path in directory.glob(end))

@@ -131,6 +131,13 @@ def test_what_needs_a_model_names_the_one_a_graph_was_made_from(
     )
 
 
+@pytest.mark.parametrize("kind", ["paddle", "onnx"])
+def test_a_graph_whose_record_is_lost_is_explained(kind: str, graphs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(graphs[kind], tmp_path / "lost", ignore=shutil.ignore_patterns("graph.json"))
+    with pytest.raises(ModelDirectoryError, match=r"static graph, but its graph\.json is missing\. Copy the directory"):
+        load_for_inference(tmp_path / "lost")
+
+
 @pytest.mark.parametrize("names", [("model.pdmodel",), ("model.pdiparams", "model.json")])
 def test_a_graph_of_paddlenlp_is_explained(names: tuple[str, ...], tiny_llama: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -21,6 +21,7 @@ main.contain > .column, #tabs .tabitem > .column { gap: 8px; }
 .message .katex-display { overflow-x: auto; overflow-y: hidden; }
 .saved { display: none !important; }
 footer { display: none !important; }
+:root:has(body.dark) { color-scheme: dark; }
 @media (max-width: 640px) {
   .main.fillable { padding: 4px 8px !important; }
   #top .prose h2 { font-size: 1.2em; }
@@ -31,7 +32,7 @@ footer { display: none !important; }
 """
 
 # what is left of the window below the head and above the input
-HEIGHT = "max(240px, calc(100dvh - 250px))"
+HEIGHT = "max(240px, calc(100dvh - 254px))"
 
 HEAD = """<script>
 function copyReply(button) {

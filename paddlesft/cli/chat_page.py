@@ -55,6 +55,7 @@ def run(argv: list[str]) -> int:
         threading.Thread(target=_end_with_input, daemon=True).start()
     if key and not is_loopback(config.host):
         print("WARNING: the page uses the server's key for everybody who reaches it.", file=sys.stderr)
+    listening.listen()  # whoever comes at once waits, instead of finding nobody
     print(f"Page:   {address_of(config.host, listening.getsockname()[1])}", flush=True)
     run_page(app, listening)
     return 0

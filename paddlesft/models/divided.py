@@ -17,6 +17,7 @@ from paddlenlp.generation import GenerationConfig
 from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
 from paddlesft.errors import ModelDirectoryError
+from paddlesft.models.directory import read_object
 from paddlesft.models.family import Family
 from paddlesft.models.filling import fill
 from paddlesft.models.shapes import skeleton_of
@@ -35,11 +36,15 @@ def empty_model(model_class: Any, config: Any, directory: Path, dtype: str) -> A
         config: its config, which says which part this rank is; its ``dtype`` is set.
         directory: the whole model's, for its generation config.
         dtype: type of the weights.
+
+    Raises:
+        ModelDirectoryError: generation_config.json is damaged.
     """
     config.dtype = dtype
     with dtype_guard(dtype), no_init_weights(_enable=True):
         model = model_class(config)
     if (directory / GENERATION_CONFIG).is_file():
+        read_object(directory / GENERATION_CONFIG)  # refuses what is no JSON in words
         model.generation_config = GenerationConfig.from_pretrained(str(directory))
     return model
 

@@ -27,7 +27,7 @@ from tests.tiny_families import write_tiny_family
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
 WEIGHT_TOLERANCE = 2e-6
-STEPS = 6
+STEPS = 4
 NAMES = [family.name for family in FAMILIES if family.tensor_parallel]
 # name -> family, what its config says; beside each family's tiny model
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

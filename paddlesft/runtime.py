@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 
-from paddlesft.quirks import aistudio_hub, mkl_on_amd, swiglu_warning, thread_default, thread_warning
+from paddlesft.quirks import (
+    aistudio_hub,
+    garbage_of_imports,
+    mkl_on_amd,
+    swiglu_warning,
+    thread_default,
+    thread_warning,
+)
 
 
 def prepare() -> None:
@@ -13,6 +20,7 @@ def prepare() -> None:
     mkl_on_amd.apply()
     thread_default.apply()
     thread_warning.apply()
+    garbage_of_imports.apply()
     aistudio_hub.apply()
     swiglu_warning.apply()
     # Spinning worker threads starve the other ranks when several processes share the cores.

@@ -8,10 +8,10 @@ dropped while ``paddle.base`` is imported; everything else that is printed passe
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import sys
-from types import ModuleType
 from typing import Any
+
+from paddlesft.quirks.around_import import around_import
 
 MODULE = "paddle.base"
 DROPPED = ("WARNING: OMP_NUM_THREADS set to ", "PLEASE USE OMP_NUM_THREADS WISELY.")
@@ -37,23 +37,8 @@ class _Filter:
         return getattr(self._stream, name)
 
 
-class _Finder:
-    """Finds the module as Python would, and runs it with the filter; takes itself away after that."""
-
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                with contextlib.redirect_stderr(_Filter(sys.stderr)):
-                    run(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
+def _filtered() -> contextlib.redirect_stderr[Any]:
+    return contextlib.redirect_stderr(_Filter(sys.stderr))
 
 
 def apply() -> bool:
@@ -62,7 +47,4 @@ def apply() -> bool:
     Returns:
         Whether it was arranged by this call.
     """
-    if MODULE in sys.modules or any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        return False
-    sys.meta_path.insert(0, _Finder())
-    return True
+    return around_import(MODULE, _filtered)

@@ -48,15 +48,12 @@ def test_other_lines_pass() -> None:
     assert stream.getvalue() == "before\nafter"
 
 
-def test_it_is_arranged_once_and_takes_itself_away() -> None:
+def test_it_is_arranged_once() -> None:
     code = """
-import sys, paddlesft
+import paddlesft
 from paddlesft.quirks import thread_warning
-count = lambda: sum(type(f).__name__ == "_Finder" for f in sys.meta_path)
-assert count() == 1
 assert thread_warning.apply() is False
 import paddle
-assert count() == 0
 assert thread_warning.apply() is False
 """
     stderr_of(code)

@@ -7,15 +7,18 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 ORACLE_PIP := $(ORACLE)/bin/python -m pip install -qq --disable-pip-version-check
 # The whole suite is spread over the cores (tests/worker_processes.py); what ARGS names runs in one process.
 WORKERS := -n auto --dist loadfile --no-loadscope-reorder
+# Tests marked slow run in CI (CI=true) and with `make test-all`.
+QUICK := $(if $(CI),,-m 'not slow')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-all lint bench clean
 
 help:
 	@echo "PaddleSFT"
 	@echo
 	@echo "  make demo     fine-tune a real model on this machine and see the difference (CPU, a few minutes)"
-	@echo "  make test     run all tests, the comparison with torch included (CPU, up to 25 minutes)"
+	@echo "  make test     run the tests, the comparison with torch included (two CPU cores: 10 to 15 minutes)"
+	@echo "  make test-all run those that take long, too, as CI does (two CPU cores: 25 to 40 minutes)"
 	@echo "  make lint     check style and imports with ruff"
 	@echo "  make bench    run the benchmarks; each prints ratios measured side by side"
 	@echo "  make install  only make .venv (the other targets do it when it is missing)"
@@ -29,7 +32,11 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/paddlesft demo
 
 test: $(VENV)/.installed $(ORACLE)/.installed
-	@$(VENV)/bin/python -m pytest --durations=15 $(or $(ARGS),$(WORKERS))
+	@$(if $(ARGS)$(CI),,echo "Tests marked slow are left out; make test-all runs them, too.")
+	@$(VENV)/bin/python -m pytest --durations=15 $(or $(ARGS),$(WORKERS) $(QUICK))
+
+test-all: $(VENV)/.installed $(ORACLE)/.installed
+	@$(VENV)/bin/python -m pytest --durations=15 $(WORKERS)
 
 lint: $(VENV)/.installed
 	@$(VENV)/bin/ruff check .

@@ -70,16 +70,17 @@ def test_the_wheel_holds_code_samples_templates_and_licence(tmp_path: Path) -> N
 def ci(tmp_path: Path, said: str, status: int) -> subprocess.CompletedProcess[str]:
     """Run .ci/run with a make that says something and ends with a status."""
     make = tmp_path / "make"
-    make.write_text(f"#!/bin/sh\necho called: $@\ncat <<'END'\n{said}\nEND\nexit {status}\n")
+    make.write_text(f"#!/bin/sh\necho called: $@, CI=$CI\ncat <<'END'\n{said}\nEND\nexit {status}\n")
     make.chmod(0o755)
     environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    environ.pop("CI", None)
     return subprocess.run([REPO / ".ci" / "run"], env=environ, capture_output=True, text=True, timeout=60)
 
 
 def test_ci_runs_lint_and_tests_and_ends_with_their_summary(tmp_path: Path) -> None:
     done = ci(tmp_path, "........\n===== 8 passed, 1 warning in 61.20s (0:01:01) =====", 0)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "called: --keep-going lint test"
+    assert done.stdout.splitlines()[0] == "called: --keep-going lint test, CI=true"
     assert done.stdout.splitlines()[-1] == "===== 8 passed, 1 warning in 61.20s (0:01:01) ====="
 
 
@@ -94,3 +95,18 @@ def test_ci_fails_when_only_lint_fails(tmp_path: Path) -> None:
     done = ci(tmp_path, "E501 line too long\n=== 8 passed in 3.10s ===", 2)
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1] == "=== 8 passed in 3.10s ==="
+
+
+@pytest.mark.parametrize(
+    "words, slow_too",
+    [(["test"], False), (["test", "CI=true"], True), (["test", "ARGS=tests/data"], True), (["test-all"], True)],
+)
+def test_only_ci_and_those_who_ask_wait_for_slow_tests(words: list[str], slow_too: bool) -> None:
+    environ = {name: value for name, value in os.environ.items() if name not in ("CI", "MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        ["make", "--dry-run", "--silent", *words], cwd=REPO, env=environ, capture_output=True, text=True, timeout=60
+    )
+    asked = [line for line in done.stdout.splitlines() if "-m pytest" in line]
+    assert len(asked) == 1
+    assert ("-m 'not slow'" not in asked[0]) == slow_too
+    assert ("make test-all runs them, too" not in done.stdout) == slow_too

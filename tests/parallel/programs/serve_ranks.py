@@ -62,6 +62,9 @@ for prompt, chosen in zip(prompts, options):
     tickets.append(engine.submit(GenerationRequest(prompt, chosen)))
     time.sleep(0.02)
 ended = [ticket.result() for ticket in tickets]
+patience = time.monotonic() + 30
+while lose and engine.failed is None and time.monotonic() < patience:
+    time.sleep(0.05)  # a call of the model may fail before the other rank's end is seen
 found = {
     "failed": engine.failed,
     "reasons": [finished.finish_reason for finished, _ in ended],
